@@ -1,0 +1,50 @@
+// What ranks say to each other. `comm/` never sees a gradient: it moves typed bytes.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+
+#include "src/core/tensor.h"
+
+namespace attamba {
+
+/// A collective in flight. Destroying one that was not waited for waits.
+class Request {
+ public:
+  virtual ~Request() = default;
+  virtual void wait() = 0;
+};
+
+/// One group of ranks. Collectives must be entered by all ranks in the same order; `start_*` may overlap with anything but other
+/// use of the same memory. Methods throw Error naming the collective, the rank and the size when the transport fails.
+class Communicator {
+ public:
+  virtual ~Communicator() = default;
+
+  virtual int rank() const = 0;
+  virtual int size() const = 0;
+  virtual int local_rank() const = 0;  ///< rank among those on the same host
+  virtual int local_size() const = 0;
+  virtual std::string description() const = 0;  ///< for logs: transport, version, ranks per host
+
+  /// Elementwise sum over all ranks, in place. float32, float64, int32 or int64. Integer sums are exact (they wrap), so they do
+  /// not depend on the number of ranks.
+  virtual void all_reduce_sum(const Tensor& data) = 0;
+  /// The same, progressing in the background on a thread of its own, in pieces that the transport likes.
+  virtual std::unique_ptr<Request> start_all_reduce_sum(const Tensor& data) = 0;
+  virtual void all_reduce_max(const Tensor& data) = 0;
+  /// Copies `root`'s bytes to everybody.
+  virtual void broadcast(const Tensor& data, int root) = 0;
+  /// Rank r's `part` lands at part.bytes() * r of `whole`.
+  virtual void all_gather(const Tensor& whole, const Tensor& part) = 0;
+  virtual void barrier() = 0;
+  /// Ends the whole job at once with this exit code; used when one rank cannot go on. Does not return.
+  [[noreturn]] virtual void abort(int exit_code) = 0;
+};
+
+/// MPI when this process was started by mpirun, srun or another MPI launcher (recognised by their environment variables, without
+/// initialising MPI), otherwise a communicator of one rank that needs no MPI. Call once per process.
+std::unique_ptr<Communicator> make_communicator();
+
+}  // namespace attamba

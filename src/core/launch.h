@@ -1,0 +1,44 @@
+// What a kernel needs to run: where, on which stream, and its scratch memory.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+
+#include "src/core/error.h"
+
+namespace attamba {
+
+enum class Device : std::uint8_t { cpu, cuda };
+
+struct Launch {
+  Device device = Device::cpu;
+  void* stream = nullptr;               ///< cudaStream_t; unused on the CPU
+  std::span<std::byte> scratch = {};    ///< at least what the operation asked for; 64-byte aligned; contents undefined
+};
+
+/// Hands out consecutive 64-byte aligned pieces of a launch's scratch.
+class ScratchAllocator {
+ public:
+  explicit ScratchAllocator(const Launch& launch) : rest_(launch.scratch) {}
+
+  template <class T>
+  T* take(std::size_t count) {
+    const std::size_t bytes = aligned_bytes<T>(count);
+    require(bytes <= rest_.size(), "scratch: need ", bytes, " bytes, have ", rest_.size());
+    auto* piece = reinterpret_cast<T*>(rest_.data());
+    rest_ = rest_.subspan(bytes);
+    return piece;
+  }
+
+  /// The bytes that `take<T>(count)` uses up; sums of these are what a workspace query returns.
+  template <class T>
+  static constexpr std::size_t aligned_bytes(std::size_t count) {
+    return (count * sizeof(T) + 63) / 64 * 64;
+  }
+
+ private:
+  std::span<std::byte> rest_;
+};
+
+}  // namespace attamba

@@ -16,8 +16,8 @@ class Request {
   virtual void wait() = 0;
 };
 
-/// One group of ranks. Collectives must be entered by all ranks in the same order; `start_*` may overlap with anything but other
-/// use of the same memory. Methods throw Error naming the collective, the rank and the size when the transport fails.
+/// One group of ranks. Collectives must be entered by all ranks in the same order; `start_*` may overlap with anything but
+/// other use of the same memory. Methods throw Error naming the collective, the rank and the size when the transport fails.
 class Communicator {
  public:
   virtual ~Communicator() = default;
@@ -43,8 +43,8 @@ class Communicator {
   [[noreturn]] virtual void abort(int exit_code) = 0;
 };
 
-/// MPI when this process was started by mpirun, srun or another MPI launcher (recognised by their environment variables, without
-/// initialising MPI), otherwise a communicator of one rank that needs no MPI. Call once per process.
+/// MPI when this process was started by mpirun, srun or another MPI launcher (recognised by their environment variables,
+/// without initialising MPI), otherwise a communicator of one rank that needs no MPI. Call once per process.
 std::unique_ptr<Communicator> make_communicator();
 
 }  // namespace attamba

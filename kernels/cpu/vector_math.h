@@ -11,7 +11,8 @@
 
 namespace attamba::kernels {
 
-/// e^x. Saturates: below -87.3 it gives the smallest normal number's neighbourhood of 0, above 88.3 about 2.4e38. NaN stays NaN.
+/// e^x. Saturates: below -87.3 it gives the smallest normal number's neighbourhood of 0, above 88.3 about 2.4e38. NaN stays
+/// NaN.
 inline float fast_exp(float x) {
   constexpr float kLog2E = 1.442695040888963f, kLn2High = 0.693359375f, kLn2Low = -2.12194440e-4f;
   const float clamped = x < -87.3f ? -87.3f : (x > 88.3f ? 88.3f : x);
@@ -28,7 +29,9 @@ inline float fast_exp(float x) {
   const std::int32_t exponent = std::bit_cast<std::int32_t>(shifted) << 23;
   return std::bit_cast<float>(std::bit_cast<std::int32_t>(p) + exponent);
 }
-inline double fast_exp(double x) { return std::exp(x); }
+inline double fast_exp(double x) {
+  return std::exp(x);
+}
 
 template <class A>
 A sigmoid(A x) {

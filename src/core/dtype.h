@@ -94,7 +94,9 @@ struct AccumulatorOf<double> {
 template <class T>
 using Accumulator = typename AccumulatorOf<T>::type;
 
-constexpr DType accumulator_of(DType type) { return type == DType::float64 ? DType::float64 : DType::float32; }
+constexpr DType accumulator_of(DType type) {
+  return type == DType::float64 ? DType::float64 : DType::float32;
+}
 
 /// Calls `body.template operator()<T>()` with the C++ type of a floating-point compute type.
 template <class Body>

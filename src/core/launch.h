@@ -13,8 +13,8 @@ enum class Device : std::uint8_t { cpu, cuda };
 
 struct Launch {
   Device device = Device::cpu;
-  void* stream = nullptr;               ///< cudaStream_t; unused on the CPU
-  std::span<std::byte> scratch = {};    ///< at least what the operation asked for; 64-byte aligned; contents undefined
+  void* stream = nullptr;             ///< cudaStream_t; unused on the CPU
+  std::span<std::byte> scratch = {};  ///< at least what the operation asked for; 64-byte aligned; contents undefined
 };
 
 /// Hands out consecutive 64-byte aligned pieces of a launch's scratch.

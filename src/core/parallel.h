@@ -8,7 +8,9 @@
 
 namespace attamba {
 
-inline int thread_count() { return omp_get_max_threads(); }
+inline int thread_count() {
+  return omp_get_max_threads();
+}
 
 /// Runs body(i) for i in [0, count). The iterations must be independent and must not throw.
 template <class Body>

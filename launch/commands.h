@@ -1,0 +1,16 @@
+// The subcommands of the `attamba` program. Each function adds its subcommands, with their options and callbacks, to the
+// program; callbacks report failure by throwing (src/core/error.h), never by exiting.
+#pragma once
+
+#include <CLI/App.hpp>
+
+namespace attamba {
+
+void add_data_commands(CLI::App& program);   ///< data_commands.cpp: tokenizer training, packing and inspecting data sets
+void add_train_command(CLI::App& program);   ///< train_command.cpp
+void add_eval_command(CLI::App& program);    ///< eval_command.cpp: eval and generate
+void add_verify_command(CLI::App& program);  ///< verify_command.cpp: this machine's results against the golden files
+void add_bench_command(CLI::App& program);   ///< bench_command.cpp
+void add_plot_command(CLI::App& program);    ///< plot_command.cpp
+
+}  // namespace attamba

@@ -1,0 +1,213 @@
+// The typed configuration of a run. Every struct lists its keys once, in `describe`; reading TOML, command-line overrides,
+// help, writing the resolved configuration and JSON all follow that list.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <nlohmann/json_fwd.hpp>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "src/core/dtype.h"
+#include "src/core/field.h"
+#include "src/models/model_config.h"
+
+namespace attamba {
+
+struct DataConfig {
+  std::vector<std::string> train = {};  ///< "folder" or "folder:weight"; read it with `weighted_folders`
+  std::string valid = "";               ///< empty = no evaluation while training
+  std::int64_t sequence_length = 1024;  ///< n
+  std::int64_t prefetch = 4;
+
+  friend bool operator==(const DataConfig&, const DataConfig&) = default;
+
+  template <class Self, class Visitor>
+  static void describe(Self& self, Visitor&& visit) {
+    visit.field("train", self.train, Field{"tokenized folders to train on, each \"folder\" or \"folder:weight\""});
+    visit.field("valid", self.valid, Field{"tokenized folder to evaluate on while training; empty = none"});
+    visit.field("sequence_length", self.sequence_length, Field{"length n of a training sequence", "tokens"});
+    visit.field("prefetch", self.prefetch, Field{"micro-batches read ahead by the loader's thread", "batches"});
+  }
+};
+
+struct OptimConfig {
+  std::string name = "adamw";
+  double lr = 3e-3;
+  double beta1 = 0.9;
+  double beta2 = 0.95;
+  double eps = 1e-8;
+  double weight_decay = 0.033;
+  double clip = 1.0;
+  std::string schedule = "cosine";
+  std::int64_t warmup = 5000;
+  double lr_min_ratio = 1e-6;
+  double decay = 0.2;
+
+  friend bool operator==(const OptimConfig&, const OptimConfig&) = default;
+
+  template <class Self, class Visitor>
+  static void describe(Self& self, Visitor&& visit);
+};
+
+struct TrainConfig {
+  std::int64_t steps = 60000;
+  std::int64_t micro_batch = 16;   ///< sequences per rank and program replay
+  std::int64_t global_batch = 16;  ///< sequences per optimizer step, over all ranks
+  std::int64_t seed = 0;
+  std::string dtype = "float32";  ///< read it with `compute_dtype()`
+  std::string device = "auto";
+  bool recompute = false;
+  bool deterministic = false;
+  std::int64_t threads = 0;
+  std::int64_t log_every = 10;
+  bool debug = false;
+
+  friend bool operator==(const TrainConfig&, const TrainConfig&) = default;
+
+  DType compute_dtype() const;
+
+  template <class Self, class Visitor>
+  static void describe(Self& self, Visitor&& visit) {
+    visit.field("steps", self.steps, Field{"optimizer steps of the whole run", "steps"});
+    visit.field("micro_batch", self.micro_batch, Field{"sequences that one rank computes at a time", "sequences"});
+    visit.field("global_batch", self.global_batch,
+                Field{"sequences per optimizer step over all ranks, a multiple of micro_batch", "sequences"});
+    visit.field("seed", self.seed, Field{"seed of initialisation, sample order and random chunking"});
+    visit.field("dtype", self.dtype,
+                Field{"compute type; float32 master weights in any case", "", {"float32", "bfloat16", "float64"}});
+    visit.field("device", self.device, Field{"where to compute; auto = cuda when present", "", {"auto", "cpu", "cuda"}});
+    visit.field("recompute", self.recompute, Field{"recompute each block in the backward pass: less memory, more time"});
+    visit.field("deterministic", self.deterministic, Field{"the same bits for any number of ranks"});
+    visit.field("threads", self.threads, Field{"threads per rank; 0 = all that this process may use", "threads"});
+    visit.field("log_every", self.log_every, Field{"metrics are logged this often", "steps"});
+    visit.field("debug", self.debug, Field{"check every op's result for NaN and infinity, and time each op"});
+  }
+};
+
+struct EvalConfig {
+  std::int64_t every = 1000;
+  std::int64_t windows = 0;
+
+  friend bool operator==(const EvalConfig&, const EvalConfig&) = default;
+
+  template <class Self, class Visitor>
+  static void describe(Self& self, Visitor&& visit) {
+    visit.field("every", self.every, Field{"evaluate on data.valid this often; 0 = only after the last step", "steps"});
+    visit.field("windows", self.windows, Field{"sequences to evaluate on; 0 = all of data.valid", "sequences"});
+  }
+};
+
+struct CheckpointConfig {
+  std::int64_t every = 5000;
+  std::int64_t keep = 2;
+
+  friend bool operator==(const CheckpointConfig&, const CheckpointConfig&) = default;
+
+  template <class Self, class Visitor>
+  static void describe(Self& self, Visitor&& visit) {
+    visit.field("every", self.every, Field{"save this often; 0 = only after the last step or when told to stop", "steps"});
+    visit.field("keep", self.keep, Field{"checkpoints to keep, the newest; 0 = all", "checkpoints"});
+  }
+};
+
+struct RunConfig {
+  std::string folder = "";
+  std::string resume = "auto";
+
+  friend bool operator==(const RunConfig&, const RunConfig&) = default;
+
+  template <class Self, class Visitor>
+  static void describe(Self& self, Visitor&& visit) {
+    visit.field("folder", self.folder, Field{"where metrics, the resolved configuration and checkpoints go"});
+    visit.field("resume", self.resume,
+                Field{"auto = go on from the folder's newest valid checkpoint, if any; never = refuse a folder that has one",
+                      "",
+                      {"auto", "never"}});
+  }
+};
+
+struct Config {
+  ModelConfig model;
+  DataConfig data;
+  OptimConfig optim;
+  TrainConfig train;
+  EvalConfig eval;
+  CheckpointConfig checkpoint;
+  RunConfig run;
+
+  friend bool operator==(const Config&, const Config&) = default;
+
+  template <class Self, class Visitor>
+  static void describe(Self& self, Visitor&& visit) {
+    visit.section("model", self.model, "the network");
+    visit.section("data", self.data, "what to train and evaluate on");
+    visit.section("optim", self.optim, "optimizer and learning rate");
+    visit.section("train", self.train, "the loop");
+    visit.section("eval", self.eval, "evaluation while training");
+    visit.section("checkpoint", self.checkpoint, "saving");
+    visit.section("run", self.run, "where the run lives");
+  }
+};
+
+/// Reads TOML over the defaults. Errors name `source`:line:column. Nothing is validated beyond names and types.
+Config parse_config(std::string_view toml, std::string_view source);
+Config load_config(const std::filesystem::path& file);
+
+/// Sets one key ("model.ssm.hidden") from text as given on a command line; lists are separated by commas.
+void set_key(Config& config, std::string_view key, std::string_view text);
+
+/// The whole configuration as TOML; `parse_config` gives back an equal one, every double bit for bit.
+std::string to_toml(const Config& config);
+
+/// One key as a user meets it in help, with the text of its default.
+struct ConfigKey {
+  std::string key;      ///< "model.ssm.hidden"
+  std::string section;  ///< "model.ssm"
+  std::string about;    ///< what the section holds
+  std::string type;     ///< "integer", "number", "true|false", "text", "list", or the choices as "a|b|c"
+  std::string help;
+  std::string default_text;
+  bool list = false;
+};
+std::vector<ConfigKey> config_keys();
+
+/// JSON with the keys of SPEC 9. Reading: a missing key keeps its default, an unknown one or a wrong type is a UsageError that
+/// names `source`.
+nlohmann::json to_json(const ModelConfig& config);
+nlohmann::json to_json(const Config& config);
+ModelConfig model_config_from_json(const nlohmann::json& json, std::string_view source);
+Config config_from_json(const nlohmann::json& json, std::string_view source);
+
+/// Throws a UsageError that names the key, its value and the way out when no such run can exist.
+void validate(const Config& config);
+
+struct WeightedFolder {
+  std::filesystem::path folder;
+  double weight = 1.0;
+  friend bool operator==(const WeightedFolder&, const WeightedFolder&) = default;
+};
+/// `data.train` taken apart: "folder" has weight 1, "folder:2.5" has 2.5.
+std::vector<WeightedFolder> weighted_folders(const std::vector<std::string>& folders);
+
+/// The optimizers and schedules that a configuration may name.
+const std::vector<std::string_view>& optimizer_names();
+const std::vector<std::string_view>& schedule_names();
+
+template <class Self, class Visitor>
+void OptimConfig::describe(Self& self, Visitor&& visit) {
+  visit.field("name", self.name, Field{"optimizer", "", optimizer_names()});
+  visit.field("lr", self.lr, Field{"peak learning rate"});
+  visit.field("beta1", self.beta1, Field{"decay of the first moment"});
+  visit.field("beta2", self.beta2, Field{"decay of the second moment"});
+  visit.field("eps", self.eps, Field{"added to the root of the second moment"});
+  visit.field("weight_decay", self.weight_decay, Field{"decoupled weight decay, times the learning rate, on every parameter"});
+  visit.field("clip", self.clip, Field{"largest global gradient norm; 0 = no clipping"});
+  visit.field("schedule", self.schedule, Field{"shape of the learning rate after the warm-up", "", schedule_names()});
+  visit.field("warmup", self.warmup, Field{"linear warm-up from 0", "steps"});
+  visit.field("lr_min_ratio", self.lr_min_ratio, Field{"last learning rate as a fraction of the peak"});
+  visit.field("decay", self.decay, Field{"wsd: fraction of the steps, at the end, that decays"});
+}
+
+}  // namespace attamba

@@ -1,0 +1,43 @@
+// The op contract (DESIGN 2): an op infers types, says how much scratch it needs, runs over views, and gives its
+// vector-Jacobian product by emitting further ops.
+#pragma once
+
+#include <span>
+#include <string_view>
+#include <vector>
+
+#include "src/core/launch.h"
+#include "src/core/tensor.h"
+
+namespace attamba {
+
+class VjpContext;
+
+class Op {
+ public:
+  virtual ~Op() = default;
+
+  virtual std::string_view name() const = 0;
+
+  /// Output types for these inputs. Throws UsageError naming the op and the types that do not fit.
+  virtual std::vector<TensorType> infer(std::span<const TensorType> inputs) const = 0;
+
+  /// Scratch bytes of one run.
+  virtual std::size_t workspace(std::span<const TensorType>, std::span<const TensorType>) const { return 0; }
+
+  virtual void run(const Launch& launch, std::span<const Tensor> inputs, std::span<const Tensor> outputs) const = 0;
+
+  /// Emits the ops that turn the outputs' gradients into the inputs'. The default refuses.
+  virtual void vjp(VjpContext& context) const;
+
+  /// Indices of the inputs that run() writes in place; these must be leaves (parameters' gradients, optimizer state, metrics).
+  virtual std::vector<int> mutated() const { return {}; }
+
+  /// The input whose memory output `o` may take over when that input is not needed afterwards; -1: none.
+  virtual int reusable_input(int /*output*/) const { return -1; }
+
+  /// Floating-point operations of one run (a multiply-add counts two), for reports.
+  virtual double flops(std::span<const TensorType>, std::span<const TensorType>) const { return 0; }
+};
+
+}  // namespace attamba

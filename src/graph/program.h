@@ -1,0 +1,62 @@
+// A compiled program: a flat list of ops over memory whose addresses never change, replayed every step.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "src/core/launch.h"
+#include "src/core/storage.h"
+#include "src/graph/plan.h"
+#include "src/graph/tape.h"
+
+namespace attamba {
+
+/// The memory in which programs keep activations and scratch. Programs that never run at the same time share one: reserve for
+/// each plan first, then build the programs.
+class Arena {
+ public:
+  void reserve(std::size_t bytes) { wanted_ = bytes > wanted_ ? bytes : wanted_; }
+  std::byte* data();
+  std::size_t size() const { return wanted_; }
+
+ private:
+  std::size_t wanted_ = 0;
+  HostBuffer memory_;
+};
+
+class Program {
+ public:
+  struct Step {
+    std::shared_ptr<const Op> op;
+    std::vector<Tensor> inputs, outputs;
+    std::span<std::byte> scratch;
+    std::string scope;
+    double flops = 0;
+    std::size_t bytes = 0;  ///< least traffic: every input read and every output written once
+  };
+  /// Called after each op with its run time; for reports.
+  using Observer = std::function<void(const Step&, double seconds)>;
+
+  Program() = default;
+  Program(const Tape& tape, const Plan& plan, Storage& storage, Arena& arena);
+
+  /// Replays the ops in order. Addresses and shapes are those of the build; nothing is allocated.
+  void run(const Launch& launch) const;
+  /// The same, one op at a time with timing, and, when asked, a check after each op that its floating-point results are finite;
+  /// otherwise an Error names the op, the layer, the output and the element.
+  void run_observed(const Launch& launch, const Observer& observer, bool check_finite) const;
+
+  const std::vector<Step>& steps() const { return steps_; }
+  /// The tensor of a value that was marked as an output, or of a leaf. Outputs hold until another program of the arena runs.
+  Tensor tensor(Value value) const;
+  double flops() const;
+
+ private:
+  std::vector<Step> steps_;
+  std::vector<Tensor> tensors_;  ///< by value id; empty when not computed
+};
+
+}  // namespace attamba

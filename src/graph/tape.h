@@ -1,0 +1,150 @@
+// The tape: a list of ops over values in static single assignment form. A model is declared on it once; `backward` appends the
+// gradient's ops to the same list.
+#pragma once
+
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "src/graph/op.h"
+
+namespace attamba {
+
+/// A handle to one value of one tape.
+struct Value {
+  int id = -1;
+  explicit operator bool() const { return id >= 0; }
+  friend bool operator==(Value, Value) = default;
+};
+
+/// Where a value's memory lives. All but activations are leaves: named, lasting, shared between programs.
+enum class Role : std::uint8_t { activation, input, parameter, gradient, state };
+
+class Tape {
+ public:
+  struct ValueInfo {
+    TensorType type;
+    Role role = Role::activation;
+    std::string name;             ///< of a leaf; otherwise "scope/op.output"
+    bool wants_gradient = false;  ///< a parameter, an input asked for, or anything computed from one
+    bool is_output = false;
+  };
+  struct Node {
+    std::shared_ptr<const Op> op;
+    std::vector<Value> inputs, outputs;
+    std::string scope;
+    int segment = -1;
+    bool recomputed = false;
+  };
+
+  /// A named leaf. Naming an existing one again gives the same value; its type and role must agree.
+  Value leaf(const std::string& name, const TensorType& type, Role role);
+  Value input(const std::string& name, const TensorType& type) { return leaf(name, type, Role::input); }
+  /// A trainable weight, kept in declaration order. Its gradient is the leaf "gradient/NAME" of the accumulator type.
+  Value parameter(const std::string& name, const TensorType& type);
+  /// Asks `backward` for the gradient of an input leaf.
+  void want_gradient(Value value);
+
+  /// Appends an op. Its types are checked here, so a wrong shape is reported where the model states it.
+  std::vector<Value> emit(std::shared_ptr<const Op> op, std::span<const Value> inputs);
+  /// The same for ops of one output.
+  Value emit_one(std::shared_ptr<const Op> op, std::span<const Value> inputs);
+  void mark_output(Value value) { info(value).is_output = true; }
+
+  /// Names that messages and tables show: "layers.3.attention". Lives as long as the returned object.
+  class [[nodiscard]] Scope {
+   public:
+    Scope(Tape& tape, std::string_view name);
+    ~Scope() { tape_.scope_.resize(previous_length_); }
+    Scope(const Scope&) = delete;
+    Scope& operator=(const Scope&) = delete;
+
+   private:
+    Tape& tape_;
+    std::size_t previous_length_;
+  };
+
+  /// Ops emitted while the returned object lives are not kept for the backward pass but run again there (activation
+  /// checkpointing). The same ops on the same inputs give the same bits. A disabled segment does nothing.
+  class [[nodiscard]] Segment {
+   public:
+    Segment(Tape& tape, bool enabled);
+    ~Segment() { tape_.current_segment_ = -1; }
+    Segment(const Segment&) = delete;
+    Segment& operator=(const Segment&) = delete;
+
+   private:
+    Tape& tape_;
+  };
+
+  /// Appends the ops that compute the gradients of `root`, given the gradient `seed` of it. Without a seed the root's op must
+  /// not need one (a loss that makes its gradient along with itself). Parameters' gradients are added to their leaves; those of
+  /// inputs that want one are found by `gradient`.
+  void backward(Value root, Value seed = {});
+  /// Gradient of an input that `want_gradient` named; empty when nothing flows there.
+  Value gradient(Value value) const;
+  /// The leaf in which the gradient of a parameter accumulates.
+  Value parameter_gradient(Value parameter);
+
+  const TensorType& type(Value value) const { return values_[static_cast<std::size_t>(value.id)].type; }
+  ValueInfo& info(Value value) { return values_[static_cast<std::size_t>(value.id)]; }
+  const ValueInfo& info(Value value) const { return values_[static_cast<std::size_t>(value.id)]; }
+  const std::vector<Node>& nodes() const { return nodes_; }
+  const std::vector<ValueInfo>& values() const { return values_; }
+  const std::vector<Value>& parameters() const { return parameters_; }
+
+ private:
+  friend class VjpContext;
+  friend class BackwardWalk;
+
+  std::vector<ValueInfo> values_;
+  std::vector<Node> nodes_;
+  std::vector<Value> parameters_;
+  std::vector<Value> gradients_;  ///< by value id, after `backward`
+  std::string scope_;
+  int current_segment_ = -1;
+  int segment_count_ = 0;
+  bool recomputing_ = false;
+  bool differentiated_ = false;
+};
+
+/// What an op's vjp sees: its own inputs and outputs, the gradients that have arrived, and where to put its results.
+class VjpContext {
+ public:
+  VjpContext(Tape& tape, std::span<const Value> inputs, std::span<const Value> outputs, std::span<const Value> original_inputs,
+             std::span<const Value> original_outputs)
+      : tape_(tape),
+        inputs_(inputs),
+        outputs_(outputs),
+        original_inputs_(original_inputs),
+        original_outputs_(original_outputs) {}
+
+  Tape& tape() { return tape_; }
+  Value input(int i) const { return inputs_[static_cast<std::size_t>(i)]; }
+  Value output(int o) const { return outputs_[static_cast<std::size_t>(o)]; }
+  /// Gradient of output o; empty when nothing downstream depends on it.
+  Value gradient(int o) const {
+    return tape_.gradients_[static_cast<std::size_t>(original_outputs_[static_cast<std::size_t>(o)].id)];
+  }
+  bool wants(int i) const { return tape_.info(original_inputs_[static_cast<std::size_t>(i)]).wants_gradient; }
+  bool is_parameter(int i) const { return tape_.info(original_inputs_[static_cast<std::size_t>(i)]).role == Role::parameter; }
+  /// The leaf to accumulate into, for an input that is a parameter.
+  Value parameter_gradient(int i) { return tape_.parameter_gradient(original_inputs_[static_cast<std::size_t>(i)]); }
+  /// What other consumers of input i have contributed so far; empty when nothing has. An op that can add it in passing does so
+  /// and calls `set`; others use ops::contribute.
+  Value partial(int i) const {
+    return tape_.gradients_[static_cast<std::size_t>(original_inputs_[static_cast<std::size_t>(i)].id)];
+  }
+  /// Replaces the partial gradient of input i by this total.
+  void set(int i, Value total);
+
+ private:
+  Tape& tape_;
+  std::span<const Value> inputs_, outputs_, original_inputs_, original_outputs_;
+};
+
+}  // namespace attamba

@@ -1,0 +1,90 @@
+// Every op that a model, an optimizer or a parallel pass can put on a tape. Activations are [T, columns] with T = B n rows.
+// Each function emits forward ops; gradients follow from the op's vjp. The arithmetic is that of the kernel of the same name
+// (kernels/kernels.h).
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <utility>
+
+#include "comm/communicator.h"
+#include "kernels/kernels.h"
+#include "src/graph/tape.h"
+
+namespace attamba::ops {
+
+/// Adds `gradient` to what input i of the op has received so far.
+void contribute(VjpContext& context, int i, Value gradient);
+
+// ---------------------------------------------------------------------------------------------- matmul.cpp
+/// y [T, out] = x [T, in] weight^T (+ addend [T, out]); weight [out, in].
+Value linear(Tape& tape, Value x, Value weight, Value addend = {});
+
+// ---------------------------------------------------------------------------------------------- norm.cpp
+Value rms_norm(Tape& tape, Value x, Value weight, double eps);
+struct Normed {
+  Value sum;   ///< a + b: the residual stream
+  Value norm;  ///< rms_norm(sum)
+};
+Normed add_rms_norm(Tape& tape, Value a, Value b, Value weight, double eps);
+
+// ---------------------------------------------------------------------------------------------- pointwise.cpp
+Value add(Tape& tape, Value a, Value b);
+Value swiglu(Tape& tape, Value gate, Value up);
+/// x [T, heads * head_dim]; table [n, head_dim] of cos, sin pairs; positions [T] int32.
+Value rope(Tape& tape, Value x, Value table, Value positions, std::int64_t head_dim);
+
+// ---------------------------------------------------------------------------------------------- attention.cpp
+/// Leaves of kernels::AttentionTable, and how many keys a query sees on average (for FLOP counts only).
+struct AttentionKeys {
+  Value ends, key_begin, key_end, local_begin;
+  double average_keys = 0;
+};
+/// q [T, heads * d], k and v [T, kv_heads * d] -> [T, heads * d].
+Value attention(Tape& tape, Value q, Value k, Value v, const AttentionKeys& keys, std::int64_t heads, std::int64_t kv_heads,
+                std::int64_t sequence_length);
+
+// ---------------------------------------------------------------------------------------------- scan.cpp
+struct ScanParameters {
+  Value conv;  ///< empty when the scan has no convolution
+  Value a_log, d_skip;
+  Value dt_bias;  ///< may be empty
+  Value norm;
+};
+/// zxbcdt [T, 2E + 2GN + Hs] -> [T, E]; starts [T] int32.
+Value chunk_scan(Tape& tape, Value zxbcdt, const ScanParameters& weights, Value starts, const kernels::ScanShape& shape,
+                 double eps, std::int64_t sequence_length);
+
+// ---------------------------------------------------------------------------------------------- vocabulary.cpp
+/// table [V, D], tokens [T] int32 -> [T, D].
+Value embedding(Tape& tape, Value table, Value tokens);
+/// Per-token losses [T] of hidden [T, D] against targets [T]; weight [V, D].
+Value linear_cross_entropy(Tape& tape, Value hidden, Value weight, Value targets);
+/// The same as the root of a backward pass: differentiates objective_scale * sum(losses), gradients made in the forward pass.
+Value linear_cross_entropy_root(Tape& tape, Value hidden, Value weight, Value targets, double objective_scale);
+
+// ---------------------------------------------------------------------------------------------- update.cpp
+/// totals [2] int64 (fixed-point sum, count of losses that are not finite) += losses.
+void accumulate_loss(Tape& tape, Value totals, Value losses);
+/// accumulator int64 += gradient in fixed point; gradient = 0.
+void add_to_fixed_point(Tape& tape, Value accumulator, Value gradient);
+/// gradient = accumulator in floating point; accumulator = 0.
+void fixed_point_to_float(Tape& tape, Value gradient, Value accumulator);
+/// float64 [1]: the sum of squares over all of these leaves.
+Value square_sum(Tape& tape, std::span<const Value> leaves);
+struct AdamWLeaves {
+  Value compute;  ///< empty when the model reads the master weights themselves
+  Value master, moment1, moment2, gradient;
+};
+void adamw(Tape& tape, Value step, Value norm_squared, std::span<const AdamWLeaves> parameters,
+           const kernels::AdamWSettings& settings);
+
+// ---------------------------------------------------------------------------------------------- collective.cpp
+/// A reduction in flight, between its start op and its wait op.
+class PendingReduction;
+/// Starts summing these leaves over all ranks; neighbours in memory travel together. They must not be touched before the wait.
+std::shared_ptr<PendingReduction> start_all_reduce(Tape& tape, Communicator& communicator, std::span<const Value> leaves);
+void wait_all_reduce(Tape& tape, const std::shared_ptr<PendingReduction>& pending, std::span<const Value> leaves);
+
+}  // namespace attamba::ops

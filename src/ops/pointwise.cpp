@@ -1,0 +1,106 @@
+#include "src/ops/ops.h"
+
+namespace attamba::ops {
+
+namespace {
+
+class Add final : public Op {
+ public:
+  std::string_view name() const override { return "add"; }
+  std::vector<TensorType> infer(std::span<const TensorType> in) const override {
+    require<UsageError>(in[0] == in[1], "add: ", in[0], " and ", in[1], " differ");
+    return {in[0]};
+  }
+  void run(const Launch& launch, std::span<const Tensor> in, std::span<const Tensor> out) const override {
+    kernels::add(launch, out[0], in[0], in[1]);
+  }
+  void vjp(VjpContext& context) const override {
+    contribute(context, 0, context.gradient(0));
+    contribute(context, 1, context.gradient(0));
+  }
+  int reusable_input(int) const override { return 0; }
+  double flops(std::span<const TensorType>, std::span<const TensorType> out) const override {
+    return static_cast<double>(out[0].shape.elements());
+  }
+};
+
+/// Inputs: dout, gate, up; outputs: dgate, dup.
+class SwigluBackward final : public Op {
+ public:
+  std::string_view name() const override { return "swiglu_backward"; }
+  std::vector<TensorType> infer(std::span<const TensorType> in) const override { return {in[1], in[2]}; }
+  void run(const Launch& launch, std::span<const Tensor> in, std::span<const Tensor> out) const override {
+    kernels::swiglu_backward(launch, out[0], out[1], in[0], in[1], in[2]);
+  }
+  int reusable_input(int output) const override { return output + 1; }
+};
+
+class Swiglu final : public Op {
+ public:
+  std::string_view name() const override { return "swiglu"; }
+  std::vector<TensorType> infer(std::span<const TensorType> in) const override {
+    require<UsageError>(in[0] == in[1], "swiglu: gate ", in[0], " and up ", in[1], " differ");
+    return {in[0]};
+  }
+  void run(const Launch& launch, std::span<const Tensor> in, std::span<const Tensor> out) const override {
+    kernels::swiglu(launch, out[0], in[0], in[1]);
+  }
+  void vjp(VjpContext& context) const override {
+    const std::vector<Value> gradients =
+        context.tape().emit(std::make_shared<SwigluBackward>(), {{context.gradient(0), context.input(0), context.input(1)}});
+    contribute(context, 0, gradients[0]);
+    contribute(context, 1, gradients[1]);
+  }
+};
+
+/// Inputs: x [T, H d], table [n, d], positions [T].
+class Rope final : public Op {
+ public:
+  Rope(std::int64_t head_dim, bool inverse) : head_dim_(head_dim), inverse_(inverse) {}
+  std::string_view name() const override { return inverse_ ? "rope_backward" : "rope"; }
+  std::vector<TensorType> infer(std::span<const TensorType> in) const override {
+    require<UsageError>(head_dim_ % 2 == 0 && in[0].shape.columns() % head_dim_ == 0, name(), ": heads of ", head_dim_,
+                        " do not fit ", in[0], " (the head dimension must be even)");
+    require<UsageError>(in[1].shape.columns() == head_dim_ && in[2].shape.elements() == in[0].shape.rows(), name(), ": table ",
+                        in[1], " and positions ", in[2], " do not fit ", in[0]);
+    return {in[0]};
+  }
+  void run(const Launch& launch, std::span<const Tensor> in, std::span<const Tensor> out) const override {
+    const Shape heads{in[0].shape().rows(), in[0].shape().columns() / head_dim_, head_dim_};
+    kernels::rope(launch, {out[0].data, {out[0].dtype(), heads}}, {in[0].data, {in[0].dtype(), heads}}, in[1], in[2], inverse_);
+  }
+  /// A rotation's transpose is the rotation back.
+  void vjp(VjpContext& context) const override {
+    contribute(context, 0,
+               context.tape().emit_one(std::make_shared<Rope>(head_dim_, !inverse_),
+                                       {{context.gradient(0), context.input(1), context.input(2)}}));
+  }
+  int reusable_input(int) const override { return 0; }
+
+ private:
+  std::int64_t head_dim_;
+  bool inverse_;
+};
+
+}  // namespace
+
+void contribute(VjpContext& context, int i, Value gradient) {
+  if (gradient && context.wants(i)) {
+    const Value partial = context.partial(i);
+    context.set(i, partial ? add(context.tape(), partial, gradient) : gradient);
+  }
+}
+
+Value add(Tape& tape, Value a, Value b) {
+  return tape.emit_one(std::make_shared<Add>(), {{a, b}});
+}
+
+Value swiglu(Tape& tape, Value gate, Value up) {
+  return tape.emit_one(std::make_shared<Swiglu>(), {{gate, up}});
+}
+
+Value rope(Tape& tape, Value x, Value table, Value positions, std::int64_t head_dim) {
+  return tape.emit_one(std::make_shared<Rope>(head_dim, false), {{x, table, positions}});
+}
+
+}  // namespace attamba::ops

@@ -1,0 +1,121 @@
+#include "src/ops/ops.h"
+
+namespace attamba::ops {
+
+namespace {
+
+struct ScanAttributes {
+  kernels::ScanShape shape;
+  double eps;
+  std::int64_t sequence_length;
+  bool has_conv, has_dt_bias;
+
+  int weights() const { return 3 + (has_conv ? 1 : 0) + (has_dt_bias ? 1 : 0); }
+
+  /// Weights stand in the order conv?, a_log, d_skip, dt_bias?, norm.
+  kernels::ScanWeights unpack(std::span<const Tensor> in) const {
+    std::size_t next = 0;
+    kernels::ScanWeights w;
+    w.conv = has_conv ? in[next++] : Tensor{};
+    w.a_log = in[next++];
+    w.d_skip = in[next++];
+    w.dt_bias = has_dt_bias ? in[next++] : Tensor{};
+    w.norm = in[next];
+    return w;
+  }
+
+  /// Per token: C B^T and the state's update and read-out, about 6 E N; the convolution 2 W (E + 2GN).
+  double flops(const TensorType& zxbcdt) const {
+    const double channels = static_cast<double>(shape.hidden + 2 * shape.groups * shape.state);
+    const double per_token =
+        6.0 * static_cast<double>(shape.hidden * shape.state) + 2.0 * static_cast<double>(shape.conv) * channels;
+    return per_token * static_cast<double>(zxbcdt.shape.rows());
+  }
+};
+
+/// Inputs: dout, zxbcdt, starts, weights..., gradients...; output: dzxbcdt.
+class ChunkScanBackward final : public Op {
+ public:
+  explicit ChunkScanBackward(const ScanAttributes& attributes) : a_(attributes) {}
+  std::string_view name() const override { return "chunk_scan_backward"; }
+  std::vector<TensorType> infer(std::span<const TensorType> in) const override { return {in[1]}; }
+  std::size_t workspace(std::span<const TensorType> in, std::span<const TensorType>) const override {
+    return kernels::chunk_scan_backward_workspace(in[1], a_.shape, a_.sequence_length);
+  }
+  void run(const Launch& launch, std::span<const Tensor> in, std::span<const Tensor> out) const override {
+    const auto count = static_cast<std::size_t>(a_.weights());
+    kernels::chunk_scan_backward(launch, out[0], a_.unpack(in.subspan(3 + count, count)), in[0], in[1],
+                                 a_.unpack(in.subspan(3, count)), in[2], a_.shape, a_.eps, a_.sequence_length);
+  }
+  std::vector<int> mutated() const override {
+    std::vector<int> indices;
+    for (int i = 0; i < a_.weights(); ++i) {
+      indices.push_back(3 + a_.weights() + i);
+    }
+    return indices;
+  }
+  double flops(std::span<const TensorType> in, std::span<const TensorType>) const override { return 3.0 * a_.flops(in[1]); }
+
+ private:
+  ScanAttributes a_;
+};
+
+/// Inputs: zxbcdt, starts, weights...; output: [T, E].
+class ChunkScan final : public Op {
+ public:
+  explicit ChunkScan(const ScanAttributes& attributes) : a_(attributes) {}
+  std::string_view name() const override { return "chunk_scan"; }
+
+  std::vector<TensorType> infer(std::span<const TensorType> in) const override {
+    const kernels::ScanShape& s = a_.shape;
+    require<UsageError>(s.heads > 0 && s.hidden % s.heads == 0, "chunk_scan: hidden ", s.hidden, " is not divisible by heads ",
+                        s.heads);
+    require<UsageError>(s.groups > 0 && s.heads % s.groups == 0, "chunk_scan: heads ", s.heads, " are not divisible by groups ",
+                        s.groups);
+    require<UsageError>(in[0].shape.columns() == s.projection(), "chunk_scan: ", in[0], " should have ", s.projection(),
+                        " columns");
+    return {{in[0].dtype, {in[0].shape.rows(), s.hidden}}};
+  }
+  std::size_t workspace(std::span<const TensorType> in, std::span<const TensorType>) const override {
+    return kernels::chunk_scan_workspace(in[0], a_.shape, a_.sequence_length);
+  }
+  void run(const Launch& launch, std::span<const Tensor> in, std::span<const Tensor> out) const override {
+    kernels::chunk_scan(launch, out[0], in[0], a_.unpack(in.subspan(2)), in[1], a_.shape, a_.eps, a_.sequence_length);
+  }
+  void vjp(VjpContext& context) const override {
+    std::vector<Value> inputs{context.gradient(0), context.input(0), context.input(1)};
+    for (int i = 0; i < a_.weights(); ++i) {
+      inputs.push_back(context.input(2 + i));
+    }
+    for (int i = 0; i < a_.weights(); ++i) {
+      inputs.push_back(context.parameter_gradient(2 + i));
+    }
+    contribute(context, 0, context.tape().emit_one(std::make_shared<ChunkScanBackward>(a_), inputs));
+  }
+  double flops(std::span<const TensorType> in, std::span<const TensorType>) const override { return a_.flops(in[0]); }
+
+ private:
+  ScanAttributes a_;
+};
+
+}  // namespace
+
+Value chunk_scan(Tape& tape, Value zxbcdt, const ScanParameters& weights, Value starts, const kernels::ScanShape& shape,
+                 double eps, std::int64_t sequence_length) {
+  const ScanAttributes attributes{.shape = shape,
+                                  .eps = eps,
+                                  .sequence_length = sequence_length,
+                                  .has_conv = static_cast<bool>(weights.conv),
+                                  .has_dt_bias = static_cast<bool>(weights.dt_bias)};
+  require<UsageError>(attributes.has_conv == (shape.conv > 0), "chunk_scan: ", shape.conv, " taps ",
+                      attributes.has_conv ? "with" : "without", " convolution weights");
+  std::vector<Value> inputs{zxbcdt, starts};
+  for (const Value weight : {weights.conv, weights.a_log, weights.d_skip, weights.dt_bias, weights.norm}) {
+    if (weight) {
+      inputs.push_back(weight);
+    }
+  }
+  return tape.emit_one(std::make_shared<ChunkScan>(attributes), inputs);
+}
+
+}  // namespace attamba::ops

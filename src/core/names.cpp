@@ -28,8 +28,10 @@ std::string_view nearest_name(std::string_view name, const std::vector<std::stri
   std::string_view nearest;
   std::size_t least = std::max<std::size_t>(2, name.size() / 3) + 1;
   for (const std::string_view candidate : known) {
-    // A name typed in part ("micro" for "micro_batch") is nearer than its missing letters say.
-    const bool part = name.size() >= 3 && (candidate.starts_with(name) || candidate.ends_with(name));
+    // A name typed in part ("micro" for "micro_batch", "lr" for "optim.lr") is nearer than its missing letters say.
+    const bool last =
+        candidate.ends_with(name) && candidate.size() > name.size() && candidate[candidate.size() - name.size() - 1] == '.';
+    const bool part = last || (name.size() >= 3 && (candidate.starts_with(name) || candidate.ends_with(name)));
     const std::size_t distance = part ? 1 : edit_distance(name, candidate);
     if (distance < least && distance < std::max(name.size(), candidate.size())) {
       least = distance;

@@ -1,0 +1,50 @@
+// Where chunks end (SPEC 2). A strategy is one class in one file and one line in registry.cpp.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string_view>
+#include <vector>
+
+namespace attamba {
+
+/// One document of one sequence in one layer: positions count from the document's first token.
+struct ChunkRequest {
+  std::int64_t length = 0;  ///< tokens of the document inside this window
+  std::int64_t layer = 0;
+  std::uint64_t seed = 0;
+  std::int64_t step = 0;
+  std::int64_t sample = 0;    ///< global sample index: never a rank or a place in a batch
+  std::int64_t document = 0;  ///< which document of the window
+};
+
+class ChunkingStrategy {
+ public:
+  virtual ~ChunkingStrategy() = default;
+
+  /// Appends the sorted positions of the chunks' last tokens; the last one is always length - 1.
+  virtual void ends(const ChunkRequest& request, std::vector<std::int32_t>& out) const = 0;
+
+  /// Layers of equal class have equal chunk ends in every step, so that they can share a table.
+  virtual std::int64_t layer_class(std::int64_t layer) const { return layer; }
+  /// Whether ends change with step or sample, so that tables must be made anew for each micro-batch.
+  virtual bool varies() const { return false; }
+  /// Pseudo-chunking (A.2): chunks cut the SSM only, attention stays fully causal.
+  virtual bool full_attention() const { return false; }
+};
+
+/// Chunk ends given by the caller for every layer (the same for all sequences). Throws UsageError when a list is not strictly
+/// increasing, reaches beyond n or does not end with n - 1.
+std::unique_ptr<ChunkingStrategy> make_explicit_chunking(std::vector<std::vector<std::int32_t>> ends_of_layer, std::int64_t n);
+
+/// A strategy by its name in the configuration. Throws UsageError for names it does not know.
+std::unique_ptr<ChunkingStrategy> make_chunking(std::string_view name, std::int64_t size);
+
+/// The constructors that registry.cpp lists.
+std::unique_ptr<ChunkingStrategy> make_uniform_chunking(std::int64_t size);
+std::unique_ptr<ChunkingStrategy> make_cyclic_chunking(std::int64_t size);
+std::unique_ptr<ChunkingStrategy> make_random_chunking(std::int64_t size);
+std::unique_ptr<ChunkingStrategy> make_pseudo_chunking(std::int64_t size);
+
+}  // namespace attamba

@@ -1,0 +1,45 @@
+// Attamba (paper, section 3; SPEC 3 and 4): a transformer whose keys and values are made by two small selective SSMs that run
+// inside chunks of tokens. A query attends to one key/value per finished chunk and to the most recent tokens in full.
+#include "src/models/model.h"
+
+namespace attamba {
+
+namespace {
+
+/// x [T, D], already normed -> what attention adds to the residual stream [T, D].
+Value declare_attention(ModelBuilder& b, Value x, std::int64_t layer, const std::string& prefix) {
+  const Tape::Scope scope(b.tape, "attention");
+  const ModelConfig& c = b.config;
+  const std::int64_t width = c.attention_width(), kv_width = c.kv_width();
+  const Value starts = b.chunk_starts(layer);
+
+  Value q = ops::linear(b.tape, x, b.matrix(prefix + "wq.weight", width, c.dim));
+  Value k = x, v = x;
+  if (c.kv_proj) {
+    k = ops::linear(b.tape, x, b.matrix(prefix + "wk.weight", kv_width, c.dim));
+    v = ops::linear(b.tape, x, b.matrix(prefix + "wv.weight", kv_width, c.dim));
+  }
+  // k = SSM_K(u) + u, v = SSM_V(u) + u (eq. 3); at a chunk's last token the SSM has seen the whole chunk.
+  const bool residual = c.ssm.residual;
+  k = declare_ssm(b, k, kv_width, prefix + "k_ssm.", starts, residual ? k : Value{});
+  v = declare_ssm(b, v, kv_width, prefix + "v_ssm.", starts, residual ? v : Value{});
+
+  q = b.rotated(q, c.head_width());
+  k = b.rotated(k, c.head_width());
+  const Value y = ops::attention(b.tape, q, k, v, b.attention_keys(layer), c.n_heads, c.kv_heads(), b.batch.length);
+  return ops::linear(b.tape, y, b.matrix(prefix + "wo.weight", c.dim, width));
+}
+
+}  // namespace
+
+void declare_attamba(ModelBuilder& b, ResidualStream& h) {
+  for (std::int64_t layer = 0; layer < b.config.n_layers; ++layer) {
+    const std::string prefix = concat("layers.", layer, ".");
+    const Tape::Scope scope(b.tape, concat("layers.", layer));
+    const Tape::Segment segment(b.tape, b.recompute);
+    h.add(declare_attention(b, h.norm(prefix + "attention_norm.weight"), layer, prefix + "attention."));
+    h.add(declare_feed_forward(b, h.norm(prefix + "ffn_norm.weight"), prefix + "feed_forward."));
+  }
+}
+
+}  // namespace attamba

@@ -1,0 +1,111 @@
+#include "src/models/inputs.h"
+
+#include <algorithm>
+#include <cmath>
+#include <set>
+
+#include "src/core/error.h"
+
+namespace attamba {
+
+namespace {
+
+/// Rotation angles position * theta^(-2i/d) (SPEC 3.1), computed in double.
+template <class A>
+void fill_rope(std::span<A> table, std::int64_t n, std::int64_t d, double theta) {
+  for (std::int64_t t = 0; t < n; ++t) {
+    for (std::int64_t i = 0; i < d / 2; ++i) {
+      const double angle = static_cast<double>(t) * std::pow(theta, -2.0 * static_cast<double>(i) / static_cast<double>(d));
+      table[static_cast<std::size_t>(t * d + 2 * i)] = static_cast<A>(std::cos(angle));
+      table[static_cast<std::size_t>(t * d + 2 * i + 1)] = static_cast<A>(std::sin(angle));
+    }
+  }
+}
+
+void fill_table(const ChunkTable& table, const ModelConfig& config, const ChunkingStrategy* chunking, std::int64_t layer,
+                const BatchLayout& layout) {
+  if (chunking != nullptr) {
+    fill_chunk_table(table, *chunking, layer, config.chunking.leading_tokens, layout);
+  } else {
+    fill_causal_table(table, config.sliding_window, layout);
+  }
+}
+
+}  // namespace
+
+std::string table_name(const ChunkingStrategy* chunking, std::int64_t layer) {
+  return chunking == nullptr ? "keys" : concat("chunks.", chunking->layer_class(layer));
+}
+
+double expected_keys(const ModelConfig& config, const ChunkingStrategy* chunking, std::int64_t layer, std::int64_t n) {
+  std::vector<std::int32_t> memory(static_cast<std::size_t>(5 * n));
+  const auto part = [&](std::size_t i) {
+    return std::span(memory).subspan(i * static_cast<std::size_t>(n), static_cast<std::size_t>(n));
+  };
+  const ChunkTable table{.ends = part(0), .key_begin = part(1), .key_end = part(2), .local_begin = part(3), .starts = part(4)};
+  fill_table(table, config, chunking, layer, {.sequences = 1, .length = n});
+  return average_keys(table);
+}
+
+BatchWriter::BatchWriter(Storage& storage, const ModelConfig& config, const ChunkingStrategy* chunking, std::int64_t sequences,
+                         std::int64_t n, DType dtype)
+    : config_(config), chunking_(chunking), sequences_(sequences), length_(n) {
+  const TensorType rows{DType::int32, {sequences * n}};
+  const auto leaf = [&](const std::string& name) { return storage.get(name, rows).span<std::int32_t>(); };
+  tokens_ = leaf(kTokensLeaf);
+  targets_ = leaf(kTargetsLeaf);
+  positions_ = leaf(kPositionsLeaf);
+  const Tensor rope = storage.get(kRopeLeaf, {accumulator_of(dtype), {n, config.head_width()}});
+  if (rope.dtype() == DType::float64) {
+    fill_rope(rope.span<double>(), n, config.head_width(), config.rope_theta);
+  } else {
+    fill_rope(rope.span<float>(), n, config.head_width(), config.rope_theta);
+  }
+  std::set<std::string> made;
+  for (std::int64_t layer = 0; layer < config.n_layers; ++layer) {
+    const std::string name = table_name(chunking, layer);
+    if (made.insert(name).second) {
+      tables_.push_back({.ends = leaf(name + ".ends"),
+                         .key_begin = leaf(name + ".key_begin"),
+                         .key_end = leaf(name + ".key_end"),
+                         .local_begin = leaf(name + ".local_begin"),
+                         .starts = leaf(name + ".starts")});
+      layer_of_table_.push_back(layer);
+    }
+  }
+  fill_tables({.sequences = sequences, .length = n});
+}
+
+void BatchWriter::fill_tables(const BatchLayout& layout) {
+  for (std::size_t i = 0; i < tables_.size(); ++i) {
+    fill_table(tables_[i], config_, chunking_, layer_of_table_[i], layout);
+  }
+  for (std::int64_t row = 0; row < sequences_ * length_; ++row) {
+    const auto at = static_cast<std::size_t>(row);
+    const std::int32_t start = layout.document_starts.empty() ? 0 : layout.document_starts[at];
+    positions_[at] = static_cast<std::int32_t>(row % length_) - start;
+  }
+}
+
+void BatchWriter::write(std::span<const std::int32_t> windows, std::span<const std::int32_t> document_starts,
+                        std::span<const std::int64_t> samples, std::uint64_t seed, std::int64_t step) {
+  const auto n = static_cast<std::size_t>(length_);
+  require(windows.size() == static_cast<std::size_t>(sequences_) * (n + 1), "batch: ", windows.size(), " tokens for ",
+          sequences_, " windows of ", n + 1);
+  for (std::size_t s = 0; s < static_cast<std::size_t>(sequences_); ++s) {
+    const auto window = windows.subspan(s * (n + 1), n + 1);
+    std::copy_n(window.begin(), n, tokens_.begin() + static_cast<std::ptrdiff_t>(s * n));
+    std::copy_n(window.begin() + 1, n, targets_.begin() + static_cast<std::ptrdiff_t>(s * n));
+  }
+  const bool masked = config_.document_mask && !document_starts.empty();
+  if (masked || (chunking_ != nullptr && chunking_->varies())) {
+    fill_tables({.sequences = sequences_,
+                 .length = length_,
+                 .document_starts = masked ? document_starts : std::span<const std::int32_t>{},
+                 .samples = samples,
+                 .seed = seed,
+                 .step = step});
+  }
+}
+
+}  // namespace attamba

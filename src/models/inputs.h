@@ -1,0 +1,49 @@
+// The leaves that describe a batch to a model, and the host's side of filling them.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "src/chunking/table.h"
+#include "src/core/storage.h"
+#include "src/models/model_config.h"
+
+namespace attamba {
+
+inline constexpr const char* kTokensLeaf = "batch.tokens";        ///< int32 [T]
+inline constexpr const char* kTargetsLeaf = "batch.targets";      ///< int32 [T]
+inline constexpr const char* kPositionsLeaf = "batch.positions";  ///< int32 [T], counted from the document's start
+inline constexpr const char* kRopeLeaf = "rope";                  ///< [n, d]: cos, sin pairs
+
+/// Name of the table leaves of a layer; layers with equal tables share them.
+std::string table_name(const ChunkingStrategy* chunking, std::int64_t layer);
+
+/// Keys per query of a layer's mask over n tokens, for FLOP counts.
+double expected_keys(const ModelConfig& config, const ChunkingStrategy* chunking, std::int64_t layer, std::int64_t n);
+
+/// Writes batches into the leaves of one batch shape.
+class BatchWriter {
+ public:
+  /// `prefix` parts nothing: one writer per Storage. Tables that never change are filled here.
+  BatchWriter(Storage& storage, const ModelConfig& config, const ChunkingStrategy* chunking, std::int64_t sequences,
+              std::int64_t n, DType dtype);
+
+  /// windows [B, n+1] row-major; document_starts [B, n] (may be empty); samples [B] global sample indices (may be empty).
+  void write(std::span<const std::int32_t> windows, std::span<const std::int32_t> document_starts,
+             std::span<const std::int64_t> samples, std::uint64_t seed, std::int64_t step);
+
+ private:
+  void fill_tables(const BatchLayout& layout);
+
+  const ModelConfig config_;
+  const ChunkingStrategy* chunking_;
+  std::int64_t sequences_, length_;
+  std::span<std::int32_t> tokens_, targets_, positions_;
+  std::vector<ChunkTable> tables_;
+  std::vector<std::int64_t> layer_of_table_;
+};
+
+}  // namespace attamba

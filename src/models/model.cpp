@@ -1,0 +1,86 @@
+#include "src/models/model.h"
+
+#include "src/core/error.h"
+#include "src/models/inputs.h"
+
+namespace attamba {
+
+Value ModelBuilder::matrix(const std::string& name, std::int64_t out, std::int64_t in) {
+  const Shape shape{out, in};
+  parameters_.push_back({name, shape, Initialization::normal});
+  return tape.parameter(name, {dtype, shape});
+}
+
+Value ModelBuilder::vector(const std::string& name, const Shape& shape, Initialization initialization) {
+  parameters_.push_back({name, shape, initialization});
+  return tape.parameter(name, {accumulator_of(dtype), shape});
+}
+
+Value ModelBuilder::batch_leaf(const std::string& name) {
+  return tape.input(name, {DType::int32, {batch.rows()}});
+}
+
+Value ModelBuilder::tokens() {
+  return batch_leaf(kTokensLeaf);
+}
+
+Value ModelBuilder::rotated(Value x, std::int64_t head_dim) {
+  const Value table = tape.input(kRopeLeaf, {accumulator_of(dtype), {batch.length, head_dim}});
+  return ops::rope(tape, x, table, batch_leaf(kPositionsLeaf), head_dim);
+}
+
+ops::AttentionKeys ModelBuilder::attention_keys(std::int64_t layer) {
+  const std::string name = table_name(chunking, layer);
+  return {.ends = batch_leaf(name + ".ends"),
+          .key_begin = batch_leaf(name + ".key_begin"),
+          .key_end = batch_leaf(name + ".key_end"),
+          .local_begin = batch_leaf(name + ".local_begin"),
+          .average_keys = expected_keys(config, chunking, layer, batch.length)};
+}
+
+Value ModelBuilder::chunk_starts(std::int64_t layer) {
+  return batch_leaf(table_name(chunking, layer) + ".starts");
+}
+
+Value ResidualStream::norm(const std::string& weight_name) {
+  const ModelConfig& config = builder_.config;
+  const Value weight = builder_.vector(weight_name, {config.dim}, Initialization::ones);
+  if (!pending_) {
+    return ops::rms_norm(builder_.tape, stream_, weight, config.norm_eps);
+  }
+  const ops::Normed normed = ops::add_rms_norm(builder_.tape, stream_, pending_, weight, config.norm_eps);
+  stream_ = normed.sum;
+  pending_ = {};
+  return normed.norm;
+}
+
+Value declare_feed_forward(ModelBuilder& b, Value x, const std::string& prefix) {
+  const Tape::Scope scope(b.tape, "feed_forward");
+  const std::int64_t width = b.config.dim, inner = b.config.ffn_dim;
+  const Value gate = ops::linear(b.tape, x, b.matrix(prefix + "w1.weight", inner, width));
+  const Value up = ops::linear(b.tape, x, b.matrix(prefix + "w3.weight", inner, width));
+  return ops::linear(b.tape, ops::swiglu(b.tape, gate, up), b.matrix(prefix + "w2.weight", width, inner));
+}
+
+Value declare_ssm(ModelBuilder& b, Value u, std::int64_t width, const std::string& prefix, Value starts, Value addend) {
+  constexpr double kGatedNormEps = 1e-5;  // SPEC 3.3
+  const SsmConfig& ssm = b.config.ssm;
+  const kernels::ScanShape shape{
+      .hidden = ssm.hidden, .state = ssm.state, .heads = ssm.heads, .groups = ssm.groups, .conv = ssm.conv};
+  const Value zxbcdt = ops::linear(b.tape, u, b.matrix(prefix + "in_proj.weight", shape.projection(), width));
+  ops::ScanParameters weights;
+  if (ssm.conv > 0) {
+    weights.conv =
+        b.vector(prefix + "conv.weight", {ssm.hidden + 2 * ssm.groups * ssm.state, ssm.conv}, Initialization::normal);
+  }
+  weights.a_log = b.vector(prefix + "A_log", {ssm.heads}, Initialization::log_decay);
+  weights.d_skip = b.vector(prefix + "D", {ssm.heads}, Initialization::ones);
+  if (ssm.dt_bias) {
+    weights.dt_bias = b.vector(prefix + "dt_bias", {ssm.heads}, Initialization::zeros);
+  }
+  weights.norm = b.vector(prefix + "norm.weight", {ssm.hidden}, Initialization::ones);
+  const Value y = ops::chunk_scan(b.tape, zxbcdt, weights, starts, shape, kGatedNormEps, b.batch.length);
+  return ops::linear(b.tape, y, b.matrix(prefix + "out_proj.weight", width, ssm.hidden), addend);
+}
+
+}  // namespace attamba

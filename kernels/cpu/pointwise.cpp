@@ -1,7 +1,7 @@
 // Element by element: addition, SwiGLU, rotary embedding, fill. Every loop reads an element before it writes the same index,
 // so outputs may be their own inputs where kernels.h says so.
 #include <algorithm>
-#include <limits>
+#include <span>
 
 #include "kernels/cpu/elementwise.h"
 #include "kernels/cpu/vector_math.h"

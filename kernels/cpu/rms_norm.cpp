@@ -4,6 +4,7 @@
 // A row is read from memory once; further passes over it hit the first-level cache.
 #include <algorithm>
 #include <cmath>
+#include <type_traits>
 
 #include "kernels/cpu/elementwise.h"
 #include "kernels/cpu/vector_math.h"
@@ -55,9 +56,9 @@ A add_row(T* sum, const T* a, const T* b, std::int64_t columns) {
   A squares = 0;
 #pragma omp simd reduction(+ : squares)
   for (std::int64_t i = 0; i < columns; ++i) {
-    const T rounded = convert<T>(convert<A>(a[i]) + convert<A>(b[i]));
-    sum[i] = rounded;
-    const A value = convert<A>(rounded);
+    // Rounded as a number, not kept as a T: a loop that copies bfloat16 objects is not vectorised.
+    const A value = convert<A>(convert<T>(convert<A>(a[i]) + convert<A>(b[i])));
+    sum[i] = convert<T>(value);
     squares += value * value;
   }
   return squares;

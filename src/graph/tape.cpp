@@ -72,6 +72,22 @@ Value Tape::emit_one(std::shared_ptr<const Op> op, std::span<const Value> inputs
   return outputs[0];
 }
 
+void Tape::hoist_last() {
+  const Node& last = nodes_.back();
+  require(last.outputs.empty(), last.op->name(), ": only an op without outputs can be moved");
+  const auto touches = [&](const Node& node) {
+    return node.op->name() == last.op->name() || std::any_of(last.inputs.begin(), last.inputs.end(), [&](Value value) {
+             return std::find(node.inputs.begin(), node.inputs.end(), value) != node.inputs.end() ||
+                    std::find(node.outputs.begin(), node.outputs.end(), value) != node.outputs.end();
+           });
+  };
+  std::size_t place = nodes_.size() - 1;
+  while (place > 0 && !touches(nodes_[place - 1])) {
+    --place;
+  }
+  std::rotate(nodes_.begin() + static_cast<std::ptrdiff_t>(place), nodes_.end() - 1, nodes_.end());
+}
+
 Tape::Scope::Scope(Tape& tape, std::string_view name) : tape_(tape), previous_length_(tape.scope_.size()) {
   if (!tape_.scope_.empty()) {
     tape_.scope_ += '.';

@@ -81,6 +81,11 @@ class Tape {
     Tape& tape_;
   };
 
+  /// Moves the last node, which must have no outputs, to right behind the last earlier node that touches any of its inputs: as
+  /// early as it may run, but never past an op of its own kind, so that all ranks run those in one order. Parallel passes start
+  /// collectives this way, while the backward pass goes on.
+  void hoist_last();
+
   /// Appends the ops that compute the gradients of `root`, given the gradient `seed` of it. Without a seed the root's op must
   /// not need one (a loss that makes its gradient along with itself). Parameters' gradients are added to their leaves; those of
   /// inputs that want one are found by `gradient`.

@@ -1,0 +1,362 @@
+#include "src/train/programs.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "src/core/error.h"
+#include "src/core/random.h"
+
+namespace attamba {
+
+namespace {
+
+constexpr const char* kStepLeaf = "step.state";             // float64 [kStepFields], written by the host once per step
+constexpr const char* kTotalsLeaf = "step.totals";          // int64 [2]: losses in fixed point, losses that are not finite
+constexpr const char* kVotesLeaf = "step.votes";            // int64 [1]: ranks that want to stop
+constexpr const char* kEvaluationLeaf = "evaluate.totals";  // as step.totals
+constexpr const char* kFixedPointPrefix = "fixed_point/";   // int64 sums of gradients
+
+const TensorType kTotalsType{DType::int64, {2}};
+const TensorType kVotesType{DType::int64, {1}};
+const TensorType kStepType{DType::float64, {kernels::kStepFields}};
+
+/// The mean loss in a totals tensor over `tokens`; leaves it zero.
+double take_loss(const Tensor& totals, double tokens) {
+  auto* sums = totals.as<std::int64_t>();
+  const double loss =
+      sums[1] > 0 ? std::numeric_limits<double>::quiet_NaN() : static_cast<double>(sums[0]) / kernels::kLossOne / tokens;
+  sums[0] = sums[1] = 0;
+  return loss;
+}
+
+double flops_without_recomputation(const Tape& tape, const Plan& plan) {
+  double sum = 0;
+  for (const int step : plan.steps) {
+    const Tape::Node& node = tape.nodes()[static_cast<std::size_t>(step)];
+    std::vector<TensorType> inputs, outputs;
+    for (const Value value : node.inputs) {
+      inputs.push_back(tape.type(value));
+    }
+    for (const Value value : node.outputs) {
+      outputs.push_back(tape.type(value));
+    }
+    sum += node.recomputed ? 0 : node.op->flops(inputs, outputs);
+  }
+  return sum;
+}
+
+std::uint64_t hash_name(const std::string& name) {
+  std::uint64_t hash = 0xcbf29ce484222325;  // FNV-1a
+  for (const char c : name) {
+    hash = (hash ^ static_cast<unsigned char>(c)) * 0x100000001b3;
+  }
+  return hash;
+}
+
+template <class A>
+void initialize_tensor(std::span<A> out, const ParameterInfo& parameter, std::uint64_t seed) {
+  RandomStream random(seed ^ hash_name(parameter.name));
+  const double sigma = 1.0 / std::sqrt(static_cast<double>(parameter.shape.columns()));
+  for (A& x : out) {
+    switch (parameter.initialization) {
+      case Initialization::normal: {
+        double z = random.normal();
+        while (std::abs(z) > 3) {
+          z = random.normal();
+        }
+        x = static_cast<A>(sigma * z);
+        break;
+      }
+      case Initialization::ones:
+        x = 1;
+        break;
+      case Initialization::zeros:
+        x = 0;
+        break;
+      case Initialization::log_decay:
+        x = static_cast<A>(std::log(0.01 + 1.99 * random.uniform()));
+        break;
+    }
+  }
+}
+
+}  // namespace
+
+ModelPrograms::ModelPrograms(const ProgramOptions& options, Communicator& communicator)
+    : options_(options),
+      communicator_(communicator),
+      optimizer_(make_optimizer(options.optimizer, options.optimizer_settings)) {
+  std::vector<Kind> kinds{Kind::evaluate};
+  if (options_.training) {
+    kinds.insert(kinds.end(), {Kind::accumulate, Kind::closing, Kind::empty_closing});
+  }
+  if (options_.logits) {
+    kinds.push_back(Kind::logits);
+  }
+  std::vector<Built> built(kinds.size());
+  for (std::size_t i = 0; i < kinds.size(); ++i) {
+    built[i].kind = kinds[i];
+    emit(built[i]);
+    plans_.push_back(make_plan(built[i].tape));
+    arena_.reserve(plans_[i].arena_bytes);
+    largest_plan_ = plans_[i].arena_bytes > plans_[largest_plan_].arena_bytes ? i : largest_plan_;
+  }
+  if (options_.training) {
+    lay_out_gradients();
+  }
+  for (std::size_t i = 0; i < kinds.size(); ++i) {
+    model_flops_ = kinds[i] == Kind::accumulate ? flops_without_recomputation(built[i].tape, plans_[i]) : model_flops_;
+    Program program(built[i].tape, plans_[i], storage_, arena_);
+    switch (kinds[i]) {
+      case Kind::accumulate:
+        accumulate_ = std::move(program);
+        break;
+      case Kind::closing:
+        closing_ = std::move(program);
+        break;
+      case Kind::empty_closing:
+        empty_closing_ = std::move(program);
+        break;
+      case Kind::evaluate:
+        evaluate_ = std::move(program);
+        break;
+      case Kind::logits:
+        logits_ = std::move(program);
+        logits_value_ = built[i].output;
+        break;
+    }
+  }
+  writer_ = std::make_unique<BatchWriter>(storage_, options_.model, options_.chunking, options_.micro_batch.sequences,
+                                          options_.micro_batch.length, options_.dtype);
+}
+
+void ModelPrograms::emit(Built& built) {
+  Tape& tape = built.tape;
+  if (built.kind == Kind::empty_closing) {
+    emit_closing(tape);
+    return;
+  }
+  const bool gradients = built.kind == Kind::accumulate || built.kind == Kind::closing;
+  const DeclaredModel model = declare_model(tape, {.config = options_.model,
+                                                   .chunking = options_.chunking,
+                                                   .batch = options_.micro_batch,
+                                                   .dtype = options_.dtype,
+                                                   .recompute = options_.recompute && gradients});
+  parameters_ = model.parameters;
+  if (built.kind == Kind::logits) {
+    built.output = ops::linear(tape, model.hidden, model.output_weight);
+    tape.mark_output(built.output);
+    return;
+  }
+  const Value targets = tape.input(kTargetsLeaf, {DType::int32, {options_.micro_batch.rows()}});
+  if (!gradients) {
+    ops::accumulate_loss(tape, tape.leaf(kEvaluationLeaf, kTotalsType, Role::state),
+                         ops::linear_cross_entropy(tape, model.hidden, model.output_weight, targets));
+    return;
+  }
+  const double tokens = static_cast<double>(options_.global_batch * options_.micro_batch.length);
+  const Value losses = ops::linear_cross_entropy_root(tape, model.hidden, model.output_weight, targets, 1.0 / tokens);
+  ops::accumulate_loss(tape, tape.leaf(kTotalsLeaf, kTotalsType, Role::state), losses);
+  tape.backward(losses);
+  emit_gradients(tape);
+  if (built.kind == Kind::closing) {
+    emit_closing(tape);
+  }
+}
+
+/// In deterministic mode each micro-batch's gradients go into fixed-point sums as soon as they are complete.
+void ModelPrograms::emit_gradients(Tape& tape) {
+  if (!options_.deterministic) {
+    return;
+  }
+  for (const Value gradient : gradient_leaves(tape)) {
+    const std::string name = kFixedPointPrefix + tape.info(gradient).name;
+    ops::add_to_fixed_point(tape, tape.leaf(name, {DType::int64, tape.type(gradient).shape}, Role::gradient), gradient);
+    tape.hoist_last();
+  }
+}
+
+/// Gradient leaves in the order in which the backward pass completes them: last declared first.
+std::vector<Value> ModelPrograms::gradient_leaves(Tape& tape) {
+  std::vector<Value> leaves;
+  for (auto p = parameters_.rbegin(); p != parameters_.rend(); ++p) {
+    leaves.push_back(tape.leaf("gradient/" + p->name, {accumulator_of(options_.dtype), p->shape}, Role::gradient));
+  }
+  return leaves;
+}
+
+/// The reduction over ranks in buckets, each started as soon as its gradients are complete, then the update.
+void ModelPrograms::emit_closing(Tape& tape) {
+  const std::vector<Value> gradients = gradient_leaves(tape);
+  std::vector<Value> sums = gradients;
+  if (options_.deterministic) {
+    for (Value& sum : sums) {
+      sum = tape.leaf(kFixedPointPrefix + tape.info(sum).name, {DType::int64, tape.type(sum).shape}, Role::gradient);
+    }
+  }
+  if (communicator_.size() > 1) {
+    std::vector<std::pair<std::shared_ptr<ops::PendingReduction>, std::vector<Value>>> pending;
+    std::size_t bytes = 0;
+    std::vector<Value> bucket;
+    const auto start = [&] {
+      pending.emplace_back(ops::start_all_reduce(tape, communicator_, bucket), bucket);
+      tape.hoist_last();
+      bucket.clear();
+      bytes = 0;
+    };
+    for (const Value sum : sums) {
+      bucket.push_back(sum);
+      bytes += tape.type(sum).bytes();
+      if (bytes >= options_.bucket_bytes) {
+        start();
+      }
+    }
+    bucket.insert(bucket.end(),
+                  {tape.leaf(kTotalsLeaf, kTotalsType, Role::state), tape.leaf(kVotesLeaf, kVotesType, Role::state)});
+    start();
+    for (const auto& [reduction, leaves] : pending) {
+      ops::wait_all_reduce(tape, reduction, leaves);
+    }
+  }
+  if (options_.deterministic) {
+    for (std::size_t i = 0; i < gradients.size(); ++i) {
+      ops::fixed_point_to_float(tape, gradients[i], sums[i]);
+    }
+  }
+  std::vector<OptimizedParameter> optimized;
+  for (std::size_t i = 0; i < parameters_.size(); ++i) {
+    const ParameterInfo& p = parameters_[parameters_.size() - 1 - i];
+    const Value weight = tape.leaf(p.name, {parameter_dtype(p), p.shape}, Role::parameter);
+    const bool copy = has_master_copy(p);
+    const Value master = copy ? tape.leaf("master/" + p.name, {accumulator_of(options_.dtype), p.shape}, Role::state) : weight;
+    optimized.push_back({.name = p.name, .compute = copy ? weight : Value{}, .master = master, .gradient = gradients[i]});
+  }
+  const Value norm = ops::square_sum(tape, gradients);
+  optimizer_->emit(tape, tape.leaf(kStepLeaf, kStepType, Role::state), norm, optimized);
+}
+
+/// Buckets are ranges of memory: gradients lie next to each other in the order of reduction.
+void ModelPrograms::lay_out_gradients() {
+  std::vector<Storage::Entry> gradients, fixed_point;
+  for (auto p = parameters_.rbegin(); p != parameters_.rend(); ++p) {
+    gradients.push_back({"gradient/" + p->name, {accumulator_of(options_.dtype), p->shape}});
+    fixed_point.push_back({kFixedPointPrefix + gradients.back().name, {DType::int64, p->shape}});
+  }
+  const std::vector<Storage::Entry> totals{{kTotalsLeaf, kTotalsType}, {kVotesLeaf, kVotesType}};
+  std::vector<Storage::Entry>& reduced = options_.deterministic ? fixed_point : gradients;
+  if (options_.deterministic) {
+    reduced.insert(reduced.end(), totals.begin(), totals.end());
+    storage_.make_contiguous(fixed_point, "fixed-point gradients");
+  } else {
+    storage_.make_contiguous(totals, "step totals");
+  }
+  storage_.make_contiguous(gradients, "gradients");
+}
+
+DType ModelPrograms::parameter_dtype(const ParameterInfo& parameter) const {
+  const bool vector = parameter.shape.rank() < 2 || parameter.name.ends_with("conv.weight");
+  return vector ? accumulator_of(options_.dtype) : options_.dtype;
+}
+
+bool ModelPrograms::has_master_copy(const ParameterInfo& parameter) const {
+  return options_.training && parameter_dtype(parameter) != accumulator_of(options_.dtype);
+}
+
+Tensor ModelPrograms::master(const std::string& name) const {
+  return storage_.contains("master/" + name) ? storage_.find("master/" + name) : storage_.find(name);
+}
+
+void ModelPrograms::initialize(std::uint64_t seed) {
+  for (const ParameterInfo& parameter : parameters_) {
+    const Tensor tensor = master(parameter.name);
+    dispatch_floating(tensor.dtype(), "initialize", [&]<class T>() {
+      if constexpr (std::is_same_v<T, bfloat16>) {
+        std::vector<float> values(static_cast<std::size_t>(tensor.elements()));
+        initialize_tensor(std::span(values), parameter, seed);
+        std::transform(values.begin(), values.end(), tensor.as<bfloat16>(), [](float x) { return bfloat16(x); });
+      } else {
+        initialize_tensor(tensor.span<T>(), parameter, seed);
+      }
+    });
+  }
+  refresh_compute_weights();
+}
+
+void ModelPrograms::refresh_compute_weights() {
+  for (const ParameterInfo& parameter : parameters_) {
+    if (has_master_copy(parameter)) {
+      const auto from = master(parameter.name).span<float>();
+      std::transform(from.begin(), from.end(), storage_.find(parameter.name).as<bfloat16>(),
+                     [](float x) { return bfloat16(x); });
+    }
+  }
+}
+
+void ModelPrograms::run(const Program& program) {
+  if (observed_) {
+    program.run_observed({}, observer_, check_finite_);
+  } else {
+    program.run({});
+  }
+}
+
+void ModelPrograms::observe(Program::Observer observer, bool check_finite) {
+  observer_ = std::move(observer);
+  check_finite_ = check_finite;
+  observed_ = true;
+}
+
+void ModelPrograms::accumulate() {
+  run(accumulate_);
+}
+
+StepResult ModelPrograms::finish_step(double learning_rate, std::int64_t updates, bool empty, bool vote_to_stop) {
+  auto* step = storage_.find(kStepLeaf).as<double>();
+  const OptimizerSettings& o = options_.optimizer_settings;
+  step[kernels::kStepLearningRate] = learning_rate;
+  step[kernels::kStepBias1] = 1 - std::pow(o.beta1, static_cast<double>(updates + 1));
+  step[kernels::kStepBias2] = 1 - std::pow(o.beta2, static_cast<double>(updates + 1));
+  auto* votes = storage_.find(kVotesLeaf).as<std::int64_t>();
+  votes[0] = vote_to_stop ? 1 : 0;
+  run(empty ? empty_closing_ : closing_);
+  const auto tokens = static_cast<double>(options_.global_batch * options_.micro_batch.length);
+  return {.loss = take_loss(storage_.find(kTotalsLeaf), tokens),
+          .gradient_norm = step[kernels::kStepGradientNorm],
+          .skipped = step[kernels::kStepSkipped] != 0,
+          .stop_votes = votes[0]};
+}
+
+double ModelPrograms::evaluate() {
+  run(evaluate_);
+  return take_loss(storage_.find(kEvaluationLeaf), 1.0);
+}
+
+Tensor ModelPrograms::logits() {
+  run(logits_);
+  return logits_.tensor(logits_value_);
+}
+
+std::vector<std::string> ModelPrograms::state_leaves() const {
+  std::vector<std::string> names;
+  for (const std::string_view state : optimizer_->state_names()) {
+    for (const ParameterInfo& parameter : parameters_) {
+      names.push_back(concat(state, "/", parameter.name));
+    }
+  }
+  return names;
+}
+
+MemoryReport ModelPrograms::memory() const {
+  MemoryReport report;
+  for (const auto& [name, tensor] : storage_.tensors()) {
+    const bool gradient = name.starts_with("gradient/") || name.starts_with(kFixedPointPrefix);
+    const bool state = name.starts_with("master/") || name.starts_with("moment") || name.starts_with("step.");
+    const bool parameter = std::any_of(parameters_.begin(), parameters_.end(), [&](const auto& p) { return p.name == name; });
+    (parameter ? report.parameters : gradient ? report.gradients : state ? report.state : report.inputs) += tensor.bytes();
+  }
+  report.arena = arena_.size();
+  return report;
+}
+
+}  // namespace attamba

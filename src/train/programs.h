@@ -1,0 +1,113 @@
+// Everything that one rank runs: the model's programs over one set of weights. A step is any number of `accumulate` replays and
+// then one closing replay, with or without a last micro-batch in it (DESIGN 4 and 8).
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "comm/communicator.h"
+#include "src/core/storage.h"
+#include "src/graph/program.h"
+#include "src/models/inputs.h"
+#include "src/models/model.h"
+#include "src/optim/optimizer.h"
+
+namespace attamba {
+
+struct ProgramOptions {
+  ModelConfig model;
+  const ChunkingStrategy* chunking = nullptr;  ///< outlives the programs
+  BatchShape micro_batch;
+  DType dtype = DType::float32;
+  bool recompute = false;
+  bool deterministic = false;     ///< gradients summed as 64-bit fixed point: the same bits for any number of ranks
+  std::int64_t global_batch = 1;  ///< sequences per step over all ranks; the loss is their mean over tokens
+  std::string optimizer = "adamw";
+  OptimizerSettings optimizer_settings;
+  bool training = true;
+  bool logits = false;                              ///< also a program that keeps logits (checks, sampling)
+  std::size_t bucket_bytes = std::size_t{4} << 20;  ///< gradients travel in pieces of about this size
+};
+
+/// What one optimizer step came to, the same on all ranks.
+struct StepResult {
+  double loss = 0;           ///< mean over the global batch's tokens, nats; NaN when any token's loss was not finite
+  double gradient_norm = 0;  ///< before clipping
+  bool skipped = false;      ///< the norm was not finite: weights and moments are unchanged
+  std::int64_t stop_votes = 0;
+};
+
+class ModelPrograms {
+ public:
+  /// Emits, differentiates, plans and binds all programs. The communicator outlives this object.
+  ModelPrograms(const ProgramOptions& options, Communicator& communicator);
+
+  /// Truncated-normal weights and so on (SPEC 5): a pure function of the seed and each parameter's name.
+  void initialize(std::uint64_t seed);
+  /// After writing master weights from outside: refreshes the copies in the compute type.
+  void refresh_compute_weights();
+
+  BatchWriter& inputs() { return *writer_; }
+  /// Forward and backward of the batch in the inputs, gradients accumulating.
+  void accumulate();
+  /// Ends a step: the batch in the inputs (unless `empty`, for a rank without a last micro-batch), the reduction over ranks,
+  /// the update. `updates` counts optimizer updates done so far, for the moments' bias.
+  StepResult finish_step(double learning_rate, std::int64_t updates, bool empty, bool vote_to_stop = false);
+  /// Sum of token losses of the batch in the inputs, in nats, without gradients.
+  double evaluate();
+  /// Logits [T, V] of the batch in the inputs; valid until the next replay.
+  Tensor logits();
+
+  /// Runs ops one at a time from now on: checks results for NaN and infinity, and reports to the observer (may be empty).
+  void observe(Program::Observer observer, bool check_finite);
+
+  Storage& storage() { return storage_; }
+  const std::vector<ParameterInfo>& parameters() const { return parameters_; }
+  /// Master weights of a parameter, in the accumulator type.
+  Tensor master(const std::string& name) const;
+  Tensor gradient(const std::string& name) const { return storage_.find("gradient/" + name); }
+  /// Leaves that a checkpoint must hold besides the master weights: "moment1/NAME", ...
+  std::vector<std::string> state_leaves() const;
+
+  MemoryReport memory() const;
+  const Plan& largest_plan() const { return plans_[largest_plan_]; }
+  /// FLOPs of the ops that compute one micro-batch's gradients, recomputation not counted.
+  double model_flops() const { return model_flops_; }
+  const Program& closing_program() const { return closing_; }
+
+ private:
+  enum class Kind : std::uint8_t { accumulate, closing, empty_closing, evaluate, logits };
+  struct Built {
+    Kind kind;
+    Tape tape;
+    Value output;
+  };
+
+  void emit(Built& built);
+  void emit_gradients(Tape& tape);
+  void emit_closing(Tape& tape);
+  std::vector<Value> gradient_leaves(Tape& tape);
+  void lay_out_gradients();
+  bool has_master_copy(const ParameterInfo& parameter) const;
+  DType parameter_dtype(const ParameterInfo& parameter) const;
+  void run(const Program& program);
+
+  ProgramOptions options_;
+  Communicator& communicator_;
+  std::unique_ptr<Optimizer> optimizer_;
+  Storage storage_;
+  Arena arena_;
+  std::vector<ParameterInfo> parameters_;
+  std::vector<Plan> plans_;
+  std::size_t largest_plan_ = 0;
+  Program accumulate_, closing_, empty_closing_, evaluate_, logits_;
+  Value logits_value_;
+  std::unique_ptr<BatchWriter> writer_;
+  double model_flops_ = 0;
+  Program::Observer observer_;
+  bool observed_ = false, check_finite_ = false;
+};
+
+}  // namespace attamba

@@ -1,0 +1,124 @@
+#include "kernels/cpu/matmul_onednn.h"
+
+#include <dnnl.hpp>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <shared_mutex>
+
+namespace attamba::kernels {
+namespace {
+
+/// A primitive works with the number of threads it was made for: one, whoever calls.
+class OneThread {
+ public:
+  OneThread() : threads_(omp_get_max_threads()) { omp_set_num_threads(1); }
+  ~OneThread() { omp_set_num_threads(threads_); }
+  OneThread(const OneThread&) = delete;
+  OneThread& operator=(const OneThread&) = delete;
+
+ private:
+  int threads_;
+};
+
+dnnl::engine& cpu_engine() {
+  static dnnl::engine engine(dnnl::engine::kind::cpu, 0);
+  return engine;
+}
+
+dnnl::memory::data_type data_type(DType type) {
+  return type == DType::bfloat16 ? dnnl::memory::data_type::bf16 : dnnl::memory::data_type::f32;
+}
+
+dnnl::memory::desc describe(DType type, std::int64_t rows, std::int64_t columns, std::int64_t stride, bool transposed) {
+  const dnnl::memory::dims strides = transposed ? dnnl::memory::dims{1, stride} : dnnl::memory::dims{stride, 1};
+  return {{rows, columns}, data_type(type), strides};
+}
+
+struct Primitive {
+  dnnl::matmul::primitive_desc description;
+  dnnl::matmul run;
+
+  explicit Primitive(const dnnl::matmul::primitive_desc& from) : description(from), run(from) {}
+};
+
+std::shared_ptr<const Primitive> make_primitive(const TileProduct& tile) {
+  const OneThread guard;
+  dnnl::primitive_attr attributes;
+  attributes.set_scratchpad_mode(dnnl::scratchpad_mode::user);
+  if (tile.accumulate) {
+    dnnl::post_ops operations;
+    operations.append_sum(1.0f);
+    attributes.set_post_ops(operations);
+  }
+  const dnnl::matmul::desc product(describe(tile.input, tile.m, tile.k, tile.a_stride, tile.transpose_a),
+                                   describe(tile.input, tile.k, tile.n, tile.b_stride, tile.transpose_b),
+                                   describe(tile.output, tile.m, tile.n, tile.c_stride, false));
+  try {
+    return std::make_shared<const Primitive>(dnnl::matmul::primitive_desc(product, attributes, cpu_engine()));
+  } catch (const dnnl::error&) {
+    return nullptr;  // no implementation for this processor: remembered, and done by conversion instead
+  }
+}
+
+/// Every tile shape that was asked for, with its primitive (null: refused).
+std::shared_ptr<const Primitive> cached_primitive(const TileProduct& tile) {
+  static std::shared_mutex mutex;
+  static std::map<TileProduct, std::shared_ptr<const Primitive>> cache;
+  {
+    const std::shared_lock lock(mutex);
+    if (const auto found = cache.find(tile); found != cache.end()) {
+      return found->second;
+    }
+  }
+  const std::unique_lock lock(mutex);
+  auto [entry, inserted] = cache.try_emplace(tile);
+  if (inserted) {
+    entry->second = make_primitive(tile);
+  }
+  return entry->second;
+}
+
+}  // namespace
+
+const char* onednn_bfloat16_isa() {
+  const auto isa = static_cast<unsigned>(dnnl::get_effective_cpu_isa());
+  const auto has = [isa](dnnl::cpu_isa wanted) {
+    return (isa & static_cast<unsigned>(wanted)) == static_cast<unsigned>(wanted);
+  };
+  return has(dnnl::cpu_isa::avx512_core_amx) ? "amx" : has(dnnl::cpu_isa::avx512_core_bf16) ? "avx512_bf16" : "";
+}
+
+bool onednn_has_bfloat16() {
+  return *onednn_bfloat16_isa() != '\0';
+}
+
+std::size_t onednn_scratch_bytes(const TileProduct& tile) {
+  const auto primitive = cached_primitive(tile);
+  return primitive == nullptr ? 0 : primitive->description.scratchpad_desc().get_size();
+}
+
+bool run_onednn_tile(const TileProduct& tile, void* c, const void* a, const void* b, std::byte* scratch) {
+  const auto primitive = cached_primitive(tile);
+  if (primitive == nullptr) {
+    return false;
+  }
+  const OneThread guard;
+  const auto& description = primitive->description;
+  const auto memory = [](const dnnl::memory::desc& type, const void* data) {
+    return dnnl::memory(type, cpu_engine(), const_cast<void*>(data));
+  };
+  thread_local dnnl::stream stream(cpu_engine());
+  try {
+    primitive->run.execute(stream, {{DNNL_ARG_SRC, memory(description.src_desc(), a)},
+                                    {DNNL_ARG_WEIGHTS, memory(description.weights_desc(), b)},
+                                    {DNNL_ARG_DST, memory(description.dst_desc(), c)},
+                                    {DNNL_ARG_SCRATCHPAD, memory(description.scratchpad_desc(), scratch)}});
+    stream.wait();
+  } catch (const dnnl::error&) {
+    return false;
+  }
+  return true;
+}
+
+}  // namespace attamba::kernels

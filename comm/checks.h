@@ -1,0 +1,36 @@
+// What every communicator asks of its arguments before anything moves.
+#pragma once
+
+#include <string_view>
+
+#include "src/core/tensor.h"
+
+namespace attamba::comm_checks {
+
+/// Reductions know float32, float64, int32 and int64; bfloat16 gradients are accumulated and reduced in float32.
+inline void reducible(std::string_view operation, const Tensor& data) {
+  require(data.dtype() != DType::bfloat16, operation, ": cannot reduce ", data.type, "; reduce the float32 accumulator");
+  require(data.data != nullptr || data.bytes() == 0, operation, ": ", data.type, " has no memory");
+}
+
+inline void broadcastable(const Tensor& data, int root, int size) {
+  require(root >= 0 && root < size, "broadcast: root ", root, " is not one of ", size, " ranks");
+  require(data.data != nullptr || data.bytes() == 0, "broadcast: ", data.type, " has no memory");
+}
+
+/// `part` must lie outside of `whole`, or exactly where it is going to land.
+inline void gatherable(const Tensor& whole, const Tensor& part, int rank, int size) {
+  require(whole.bytes() == part.bytes() * static_cast<std::size_t>(size), "all_gather: ", size, " parts of ", part.type,
+          " do not make ", whole.type);
+  if (part.bytes() == 0) {
+    return;
+  }
+  require(whole.data != nullptr && part.data != nullptr, "all_gather: ", whole.type, " or ", part.type, " has no memory");
+  const auto* whole_begin = static_cast<const std::byte*>(whole.data);
+  const auto* part_begin = static_cast<const std::byte*>(part.data);
+  const bool apart = part_begin + part.bytes() <= whole_begin || whole_begin + whole.bytes() <= part_begin;
+  require(apart || part_begin == whole_begin + part.bytes() * static_cast<std::size_t>(rank), "all_gather: the part of rank ",
+          rank, " overlaps ", whole.type, " at a place that is not its own");
+}
+
+}  // namespace attamba::comm_checks

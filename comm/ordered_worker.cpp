@@ -1,0 +1,71 @@
+#include "comm/ordered_worker.h"
+
+#include <csignal>
+#include <utility>
+
+namespace attamba {
+namespace {
+
+class JobRequest final : public Request {
+ public:
+  explicit JobRequest(std::shared_future<void> result) : result_(std::move(result)) {}
+  ~JobRequest() override { result_.wait(); }
+  void wait() override { result_.get(); }
+
+ private:
+  std::shared_future<void> result_;
+};
+
+}  // namespace
+
+OrderedWorker::OrderedWorker() {
+  // The thread inherits a mask that blocks every signal, so that handlers keep running on the program's own threads.
+  sigset_t all;
+  sigset_t previous;
+  sigfillset(&all);
+  pthread_sigmask(SIG_SETMASK, &all, &previous);
+  try {
+    thread_ = std::thread([this] { run(); });
+  } catch (...) {
+    pthread_sigmask(SIG_SETMASK, &previous, nullptr);
+    throw;
+  }
+  pthread_sigmask(SIG_SETMASK, &previous, nullptr);
+}
+
+OrderedWorker::~OrderedWorker() {
+  {
+    const std::lock_guard lock(mutex_);
+    stopping_ = true;
+  }
+  posted_.notify_one();
+  thread_.join();
+}
+
+std::unique_ptr<Request> OrderedWorker::post(std::function<void()> job) {
+  std::packaged_task<void()> task(std::move(job));
+  auto request = std::make_unique<JobRequest>(task.get_future().share());
+  {
+    const std::lock_guard lock(mutex_);
+    queue_.push_back(std::move(task));
+  }
+  posted_.notify_one();
+  return request;
+}
+
+void OrderedWorker::run() {
+  std::unique_lock lock(mutex_);
+  for (;;) {
+    posted_.wait(lock, [this] { return stopping_ || !queue_.empty(); });
+    if (queue_.empty()) {
+      return;
+    }
+    std::packaged_task<void()> task = std::move(queue_.front());
+    queue_.pop_front();
+    lock.unlock();
+    task();
+    lock.lock();
+  }
+}
+
+}  // namespace attamba

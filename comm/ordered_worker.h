@@ -1,0 +1,37 @@
+// A thread that runs what it is given, one job after the other.
+#pragma once
+
+#include <condition_variable>
+#include <deque>
+#include <functional>
+#include <future>
+#include <memory>
+#include <mutex>
+#include <thread>
+
+#include "comm/communicator.h"
+
+namespace attamba {
+
+class OrderedWorker {
+ public:
+  OrderedWorker();
+  /// Finishes all posted jobs first.
+  ~OrderedWorker();
+  OrderedWorker(const OrderedWorker&) = delete;
+  OrderedWorker& operator=(const OrderedWorker&) = delete;
+
+  /// Jobs run in the order of the posts. The request's wait() rethrows what the job threw, and may outlive the worker.
+  std::unique_ptr<Request> post(std::function<void()> job);
+
+ private:
+  void run();
+
+  std::mutex mutex_;
+  std::condition_variable posted_;
+  std::deque<std::packaged_task<void()>> queue_;
+  bool stopping_ = false;
+  std::thread thread_;
+};
+
+}  // namespace attamba

@@ -24,7 +24,7 @@ void add_key(CLI::App& command, const ConfigKey& key, ConfigOptions& options) {
     return true;
   };
   CLI::Option* option = command.add_option("--" + key.key, remember, key.help);
-  option->type_size(1)->expected(flag ? 0 : 1, 1);
+  option->type_name(key.type)->type_size(1)->expected(flag ? 0 : 1, 1);
   option->multi_option_policy(key.list ? CLI::MultiOptionPolicy::TakeAll : CLI::MultiOptionPolicy::TakeLast);
   option->group("[" + key.section + "] " + key.about);
   option->option_text(key.type + (key.default_text.empty() ? "" : " = " + key.default_text));

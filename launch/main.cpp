@@ -82,7 +82,6 @@ std::string explain_extras(const CLI::App& program) {
 
 int run(int argc, char** argv) {
   CLI::App program("Attamba: language models that attend to compressed multi-token states.", "attamba");
-  program.footer(std::string(kFlows));
   program.set_version_flag("--version", version_line(), "print version, commit and build type");
   program.require_subcommand(1);
   add_data_commands(program);
@@ -91,6 +90,7 @@ int run(int argc, char** argv) {
   add_verify_command(program);
   add_bench_command(program);
   add_plot_command(program);
+  program.footer(std::string(kFlows));  // last, because subcommands inherit a footer that is there before them
   try {
     program.parse(argc, argv);
     return 0;

@@ -22,6 +22,10 @@ std::string double_text(double value) {
   if (text.find_first_of(".en") == std::string::npos) {  // "inf" and "nan" hold an n
     text += ".0";
   }
+  const std::size_t exponent = text.find('e') + 2;  // past the sign: "1e-08" is written as "1e-8"
+  if (text.find('e') != std::string::npos && text[exponent] == '0') {
+    text.erase(exponent, 1);
+  }
   return text;
 }
 

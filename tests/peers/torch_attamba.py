@@ -85,6 +85,40 @@ def attamba_mask(n, chunks, leading, strategy):
     return causal & (ends[None, :] | recent)
 
 
+class MaskedAttention(nn.Module):
+    """Scaled dot-product attention under a fixed mask [n, n] that most keys of a query are absent from.
+
+    `mask` hands the whole boolean mask to PyTorch, which computes all n keys of every query. `blocks` gives each block of
+    queries only the keys that one of them may see (chunk ends and recent tokens), padded to the longest such list.
+    """
+
+    def __init__(self, mask, method, block=64):
+        super().__init__()
+        n = mask.shape[0]
+        self.blocks = method == "blocks" and n % block == 0 and n > block
+        if self.blocks:
+            rows = mask.unflatten(0, (-1, block))  # [blocks, block, n]
+            seen = rows.any(1)
+            width = int(seen.sum(1).max())
+            keys = seen.byte().argsort(dim=1, descending=True, stable=True)[:, :width]
+            mask = rows.gather(2, keys[:, None].expand(-1, block, -1))[:, None]  # [blocks, 1, block, width]
+            self.register_buffer("keys", keys.flatten(), persistent=False)
+        self.register_buffer("mask", mask, persistent=False)
+
+    def forward(self, q, k, v):
+        """q [B, n, H, d], k and v [B, n, Hk, d] -> [B, n, H d]"""
+        batch, shared = q.shape[0], q.shape[2] != k.shape[2]
+        mask = self.mask
+        if self.blocks:
+            count = mask.shape[0]
+            q = q.unflatten(1, (count, -1)).flatten(0, 1)
+            k, v = (a.index_select(1, self.keys).unflatten(1, (count, -1)).flatten(0, 1) for a in (k, v))
+            mask = mask.repeat(batch, 1, 1, 1)
+        q, k, v = (a.transpose(1, 2) for a in (q, k, v))
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=shared).transpose(1, 2)
+        return y.reshape(batch, -1, y.shape[2] * y.shape[3])
+
+
 # ------------------------------------------------------------------------------------------------------------- layers
 class Rope(nn.Module):
     """Turns the pairs (2i, 2i+1) of a head by position * theta^(-2i/d)."""
@@ -176,7 +210,7 @@ class AttambaAttention(nn.Module):
         chunking = m["chunking"]
         self.chunks = Chunks(chunking["strategy"], chunking["size"], layer, n, ends)
         mask = attamba_mask(n, self.chunks, chunking["leading_tokens"], chunking["strategy"])
-        self.register_buffer("mask", mask, persistent=False)
+        self.attend = MaskedAttention(mask, m.get("attention", "blocks"), m.get("attention_block", 64))
         self.ssm = SsmPair(key, **m["ssm"])
         self.kv_proj = m["kv_proj"]
         self.sizes = [query] + ([key, key] if self.kv_proj else self.ssm.input_sizes())
@@ -195,9 +229,7 @@ class AttambaAttention(nn.Module):
             projected = [torch.cat(pair, -1) for pair in zip(*parts)]
         k, v = self.ssm(u, projected, self.chunks)
         q, k, v = q.unflatten(-1, (self.heads, -1)), k.unflatten(-1, (self.kv_heads, -1)), v.unflatten(-1, (self.kv_heads, -1))
-        q, k, v = (a.transpose(1, 2) for a in (rope(q), rope(k), v))
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=self.mask, enable_gqa=self.heads != self.kv_heads)
-        return F.linear(y.transpose(1, 2).flatten(2), self.wo)
+        return F.linear(self.attend(rope(q), rope(k), v), self.wo)
 
 
 class PlainAttention(nn.Module):
@@ -292,6 +324,26 @@ def parameters_from_golden(m, named):
 
 
 # ------------------------------------------------------------------------------------------------------------ training
+class CrossEntropy(torch.autograd.Function):
+    """Mean cross-entropy in float32. Float32 logits turn into log-probabilities and those into the gradient in place: nobody
+    else reads them, and at 32,000 words a further copy costs more than the arithmetic."""
+
+    @staticmethod
+    def forward(ctx, logits, targets):
+        log_p = logits.float()
+        torch.log_softmax(log_p, -1, out=log_p)
+        ctx.saved, ctx.dtype = (log_p, targets[:, None]), logits.dtype
+        return -log_p.gather(1, targets[:, None]).mean()
+
+    @staticmethod
+    def backward(ctx, grad):
+        log_p, targets = ctx.saved
+        del ctx.saved
+        p = log_p.exp_()
+        p.scatter_add_(1, targets, p.new_full((1, 1), -1.0).expand_as(targets))
+        return p.mul_(grad / len(p)).to(ctx.dtype), None
+
+
 class Trainer:
     """One AdamW step: forward, float32 cross-entropy, backward, clip at norm 1, update.
 
@@ -300,7 +352,7 @@ class Trainer:
     """
 
     def __init__(self, model, mode, lr, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.033, compile_model=False, fused=True):
-        self.model, self.mode = model, mode
+        self.model, self.mode, self.compiled = model, mode, compile_model
         self.parameters = list(model.parameters())
         self.masters = self.parameters
         if mode == "weights":
@@ -315,7 +367,10 @@ class Trainer:
         device = inputs.device.type
         with torch.autocast(device, torch.bfloat16) if self.mode == "autocast" else contextlib.nullcontext():
             logits = self.model(inputs)
-        return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
+        logits, targets = logits.flatten(0, 1), targets.flatten()
+        if self.compiled:
+            return F.cross_entropy(logits.float(), targets)
+        return CrossEntropy.apply(logits, targets)
 
     def step(self, inputs, targets, lr=None):
         loss = self.loss(inputs, targets)
@@ -343,7 +398,7 @@ def schedule(step, o):
     return o["lr"] * (low + (1 - low) * (1 + math.cos(math.pi * s)) / 2)
 
 
-def check(path):
+def check(path, attention):
     """Compares logits, losses and gradient norms of a golden file; true when all stay within the file's float32 tolerance."""
     import h5py
 
@@ -355,7 +410,9 @@ def check(path):
         named = {}
         file["params"].visititems(lambda n, d: named.update({n: torch.tensor(d[()])}) if isinstance(d, h5py.Dataset) else None)
         logits, losses, norms = (torch.tensor(file[k][()]) for k in ("logits", "losses", "grad_norms"))
-    model = Model(m, tokens.shape[2] - 1, ends)
+    n = tokens.shape[2] - 1
+    block = max([b for b in range(1, n) if n % b == 0], default=1)
+    model = Model(dict(m, attention=attention, attention_block=block), n, ends)
     model.load_state_dict(parameters_from_golden(m, named), strict=True)
     with torch.no_grad():
         ours = model(tokens[0, :, :-1]).double()
@@ -367,7 +424,7 @@ def check(path):
         "first_grad_norm": (abs(float(steps[0][1] / norms[0]) - 1), max(8 * allowed["grads_together"], 2e-6)),
     }
     ok = all(error <= bound for error, bound in errors.values())
-    print(json.dumps({"check": path, "ok": ok, **{k: {"error": e, "allowed": b} for k, (e, b) in errors.items()}}))
+    print(json.dumps({"check": path, "attention": attention, "ok": ok, **{k: {"error": e, "allowed": b} for k, (e, b) in errors.items()}}))
     return ok
 
 
@@ -389,7 +446,7 @@ def measure(args):
     torch.set_float32_matmul_precision(args.matmul_precision)
     ssm = dict(PAPER["ssm"], hidden=args.ssm_hidden, state=args.ssm_state)
     chunking = dict(strategy=args.chunking, size=args.chunk, leading_tokens=args.leading)
-    m = dict(PAPER, kind=args.model, ssm=ssm, chunking=chunking)
+    m = dict(PAPER, kind=args.model, ssm=ssm, chunking=chunking, attention=args.attention, attention_block=args.attention_block)
     model = Model(m, args.sequence)
     model.initialise()
     model.to(device)
@@ -433,6 +490,8 @@ def main():
     parser.add_argument("--leading", type=int, default=8, help="recent tokens seen in full")
     parser.add_argument("--ssm-hidden", type=int, default=256)
     parser.add_argument("--ssm-state", type=int, default=32)
+    parser.add_argument("--attention", choices=["blocks", "mask"], default="blocks", help="how the chunk mask is applied")
+    parser.add_argument("--attention-block", type=int, default=64, help="queries per block")
     parser.add_argument("--threads", type=int, default=0, help="0: PyTorch's choice")
     parser.add_argument("--steps", type=int, default=10, help="measured steps")
     parser.add_argument("--warmup", type=int, default=2, help="steps before measuring")
@@ -445,7 +504,7 @@ def main():
     parser.add_argument("--check", nargs="+", metavar="GOLDEN.h5", help="compare with golden files instead of measuring")
     args = parser.parse_args()
     if args.check:
-        sys.exit(0 if all([check(path) for path in args.check]) else 1)
+        sys.exit(0 if all([check(path, how) for path in args.check for how in ("blocks", "mask")]) else 1)
     measure(args)
 
 

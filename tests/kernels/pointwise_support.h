@@ -46,7 +46,7 @@ struct Array {
   const T& operator[](std::size_t i) const { return data[i]; }
   double real(std::size_t i) const { return to_real(data[i]); }
   bool same_bits(const Array& other) const {
-    return size() == other.size() && std::memcmp(data.data(), other.data.data(), size() * sizeof(T)) == 0;
+    return size() == other.size() && (data.empty() || std::memcmp(data.data(), other.data.data(), size() * sizeof(T)) == 0);
   }
 
   Shape shape;

@@ -327,6 +327,14 @@ StepResult ModelPrograms::finish_step(double learning_rate, std::int64_t updates
           .stop_votes = votes[0]};
 }
 
+void ModelPrograms::discard_gradients() {
+  for (const auto& [name, tensor] : storage_.tensors()) {
+    if (name.starts_with("gradient/") || name.starts_with(kFixedPointPrefix) || name == kTotalsLeaf) {
+      std::fill_n(static_cast<std::byte*>(tensor.data), tensor.bytes(), std::byte{0});
+    }
+  }
+}
+
 double ModelPrograms::evaluate() {
   run(evaluate_);
   return take_loss(storage_.find(kEvaluationLeaf), 1.0);

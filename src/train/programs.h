@@ -55,6 +55,8 @@ class ModelPrograms {
   /// Ends a step: the batch in the inputs (unless `empty`, for a rank without a last micro-batch), the reduction over ranks,
   /// the update. `updates` counts optimizer updates done so far, for the moments' bias.
   StepResult finish_step(double learning_rate, std::int64_t updates, bool empty, bool vote_to_stop = false);
+  /// Forgets what `accumulate` has gathered since the last step.
+  void discard_gradients();
   /// Sum of token losses of the batch in the inputs, in nats, without gradients.
   double evaluate();
   /// Logits [T, V] of the batch in the inputs; valid until the next replay.

@@ -28,6 +28,17 @@ void run_blas(const TileProduct& tile, T* c, const T* a, const T* b, std::int64_
   const auto order_a = tile.transpose_a ? CblasTrans : CblasNoTrans;
   const auto order_b = tile.transpose_b ? CblasTrans : CblasNoTrans;
   const T beta = accumulate ? T(1) : T(0);
+  if (tile.m == 1) {  // one row, as in decoding: c^T = op(b)^T a^T, without packing b
+    const int rows = to_blas(tile.transpose_b ? tile.n : k), columns = to_blas(tile.transpose_b ? k : tile.n);
+    const auto order = tile.transpose_b ? CblasNoTrans : CblasTrans;
+    const int step = to_blas(tile.transpose_a ? a_stride : 1);
+    if constexpr (std::is_same_v<T, float>) {
+      cblas_sgemv(CblasRowMajor, order, rows, columns, 1.0f, b, to_blas(b_stride), a, step, beta, c, 1);
+    } else {
+      cblas_dgemv(CblasRowMajor, order, rows, columns, 1.0, b, to_blas(b_stride), a, step, beta, c, 1);
+    }
+    return;
+  }
   if constexpr (std::is_same_v<T, float>) {
     cblas_sgemm(CblasRowMajor, order_a, order_b, to_blas(tile.m), to_blas(tile.n), to_blas(k), 1.0f, a, to_blas(a_stride), b,
                 to_blas(b_stride), beta, c, to_blas(c_stride));

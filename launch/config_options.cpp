@@ -43,7 +43,7 @@ Config ConfigOptions::load() const {
 void add_config_options(CLI::App& command, ConfigOptions& options) {
   command.get_formatter()->column_width(kHelpColumn);
   command
-      .add_option("config", options.file,
+      .add_option("--config,config", options.file,
                   "configuration file, such as configs/attamba_small.toml; without one, the defaults below")
       ->option_text("FILE.toml");
   for (const ConfigKey& key : config_keys()) {

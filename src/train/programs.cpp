@@ -283,6 +283,24 @@ void ModelPrograms::initialize(std::uint64_t seed) {
   refresh_compute_weights();
 }
 
+void ModelPrograms::load_weights(const std::function<void(const std::vector<NamedTensor>&)>& read) {
+  Storage temporary;
+  std::vector<NamedTensor> tensors;
+  for (const ParameterInfo& parameter : parameters_) {
+    Tensor tensor = master(parameter.name);
+    if (tensor.dtype() == DType::bfloat16) {
+      tensor = temporary.get(parameter.name, {DType::float32, parameter.shape});
+    }
+    tensors.push_back({"parameters/" + parameter.name, tensor});
+  }
+  read(tensors);
+  for (const auto& [name, tensor] : temporary.tensors()) {
+    const auto from = tensor.span<float>();
+    std::transform(from.begin(), from.end(), storage_.find(name).as<bfloat16>(), [](float x) { return bfloat16(x); });
+  }
+  refresh_compute_weights();
+}
+
 void ModelPrograms::refresh_compute_weights() {
   for (const ParameterInfo& parameter : parameters_) {
     if (has_master_copy(parameter)) {

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -16,6 +17,12 @@
 
 namespace attamba {
 
+/// A tensor as a checkpoint names it.
+struct NamedTensor {
+  std::string name;
+  Tensor tensor;
+};
+
 struct ProgramOptions {
   ModelConfig model;
   const ChunkingStrategy* chunking = nullptr;  ///< outlives the programs
@@ -25,7 +32,7 @@ struct ProgramOptions {
   bool deterministic = false;     ///< gradients summed as 64-bit fixed point: the same bits for any number of ranks
   std::int64_t global_batch = 1;  ///< sequences per step over all ranks; the loss is their mean over tokens
   std::string optimizer = "adamw";
-  OptimizerSettings optimizer_settings;
+  OptimizerSettings optimizer_settings = {};
   bool training = true;
   bool logits = false;                              ///< also a program that keeps logits (checks, sampling)
   std::size_t bucket_bytes = std::size_t{4} << 20;  ///< gradients travel in pieces of about this size
@@ -46,6 +53,8 @@ class ModelPrograms {
 
   /// Truncated-normal weights and so on (SPEC 5): a pure function of the seed and each parameter's name.
   void initialize(std::uint64_t seed);
+  /// Has `read` fill master weights ("parameters/NAME", accumulator type), also where this object keeps only compute weights.
+  void load_weights(const std::function<void(const std::vector<NamedTensor>&)>& read);
   /// After writing master weights from outside: refreshes the copies in the compute type.
   void refresh_compute_weights();
 

@@ -1,0 +1,41 @@
+// attamba train: one run, on this process or on all ranks that mpirun or srun started.
+#include <CLI/CLI.hpp>
+#include <csignal>
+#include <memory>
+
+#include "launch/commands.h"
+#include "launch/config_options.h"
+#include "launch/session.h"
+#include "src/train/trainer.h"
+
+namespace attamba {
+
+namespace {
+
+/// The first signal asks for a save and a clean end; a second one of the same kind kills as usual.
+void handle_stop(int signal) {
+  Trainer::request_stop();
+  std::signal(signal, SIG_DFL);
+}
+
+void train(const ConfigOptions& options) {
+  const Config config = options.load();
+  validate(config);
+  run_on_ranks([&](Communicator& communicator) {
+    std::signal(SIGINT, handle_stop);
+    std::signal(SIGTERM, handle_stop);
+    set_threads(config.train.threads, communicator);
+    Trainer(config, communicator).run();
+  });
+}
+
+}  // namespace
+
+void add_train_command(CLI::App& program) {
+  auto options = std::make_shared<ConfigOptions>();
+  CLI::App* command = program.add_subcommand("train", "train a model; run the same line again to go on after an interruption");
+  add_config_options(*command, *options);
+  command->callback([options] { train(*options); });
+}
+
+}  // namespace attamba

@@ -1,0 +1,41 @@
+// Validation: the mean loss over a data set's windows, and what follows from it (SPEC 6).
+#pragma once
+
+#include <cstdint>
+
+#include "comm/communicator.h"
+#include "data/dataset.h"
+#include "src/train/programs.h"
+
+namespace attamba {
+
+/// Losses are in nats. Word perplexity and bits per byte take the data set's whole text as denominator, in proportion to the
+/// tokens that were predicted.
+struct EvaluationResult {
+  double loss = 0;          ///< mean over predicted tokens
+  std::int64_t tokens = 0;  ///< predicted
+  double words = 0;         ///< of text they stand for
+  double bytes = 0;
+  double perplexity() const;
+  double word_perplexity() const;
+  double bits_per_byte() const;
+};
+
+class Evaluator {
+ public:
+  /// Evaluates on the first `windows` windows of n tokens (0: all), micro_batch at a time, shared over ranks.
+  Evaluator(Dataset dataset, BatchShape micro_batch, std::int64_t windows, Communicator& communicator);
+
+  /// Collective; the same result on every rank, whatever their number.
+  EvaluationResult run(ModelPrograms& programs) const;
+  const Dataset& dataset() const { return dataset_; }
+  std::int64_t windows() const { return windows_; }
+
+ private:
+  Dataset dataset_;
+  BatchShape micro_batch_;
+  std::int64_t windows_;
+  Communicator& communicator_;
+};
+
+}  // namespace attamba

@@ -1,0 +1,94 @@
+#include "src/train/run_folder.h"
+
+#include <omp.h>
+
+#include <algorithm>
+#include <array>
+#include <nlohmann/json.hpp>
+
+#include "data/dataset.h"
+#include "data/files.h"
+#include "src/core/error.h"
+#include "src/core/version.h"
+#include "src/train/checkpoint.h"
+
+namespace attamba {
+
+namespace {
+
+namespace fs = std::filesystem;
+
+/// What may change between two starts of one run: where things lie and how it is computed, not what.
+constexpr std::array kMayChange{
+    "/run",           "/checkpoint",      "/eval",        "/data/prefetch",  "/data/train", "/data/valid", "/train/device",
+    "/train/threads", "/train/log_every", "/train/debug", "/train/recompute"};
+
+bool may_change(const std::string& path) {
+  return std::any_of(kMayChange.begin(), kMayChange.end(), [&](const char* prefix) { return path.starts_with(prefix); });
+}
+
+/// The first key on which two configurations disagree, as "section.key is A there, B here"; empty when there is none.
+std::string first_difference(const Config& there, const Config& here) {
+  const nlohmann::json a = to_json(there), b = to_json(here);
+  for (const auto& change : nlohmann::json::diff(a, b)) {
+    const std::string path = change.at("path");
+    if (!may_change(path)) {
+      std::string key = path.substr(1);
+      std::replace(key.begin(), key.end(), '/', '.');
+      const nlohmann::json::json_pointer pointer(path);
+      return concat(key, " is ", a.at(pointer).dump(), " there and ", b.at(pointer).dump(), " here");
+    }
+  }
+  return {};
+}
+
+}  // namespace
+
+void claim_run_folder(const Config& config, const fs::path& tokenizer) {
+  const fs::path folder = config.run.folder, config_file = folder / kConfigFile;
+  if (fs::exists(config_file)) {
+    require<UsageError>(config.run.resume != "never", folder.string(),
+                        ": holds a run already, and run.resume is never; choose another run.folder");
+    const std::string difference = first_difference(load_config(config_file), config);
+    require<UsageError>(difference.empty(), folder.string(), ": holds another run: ", difference,
+                        "; choose another run.folder, or give the same configuration to go on with that run");
+  } else {
+    require<UsageError>(!fs::exists(folder) || (fs::is_directory(folder) && fs::is_empty(folder)), folder.string(),
+                        ": exists and is not a run's folder; choose an empty or a new one as run.folder");
+  }
+  make_folder(folder);
+  nlohmann::json facts{{"version", version().number},
+                       {"commit", version().commit},
+                       {"build", version().build_type},
+                       {"compiler", version().compiler},
+                       {"data", nlohmann::json::array()}};
+  for (const WeightedFolder& source : weighted_folders(config.data.train)) {
+    facts["data"].push_back({{"folder", source.folder.string()},
+                             {"weight", source.weight},
+                             {"fingerprint", Dataset::open(source.folder).fingerprint()}});
+  }
+  if (!config.data.valid.empty()) {
+    facts["valid"] = {{"folder", config.data.valid}, {"fingerprint", Dataset::open(config.data.valid).fingerprint()}};
+  }
+  write_file_atomically(folder / kRunFile, facts.dump(1) + "\n");
+  write_file_atomically(folder / kRunTokenizer, read_whole_file(tokenizer));
+  write_file_atomically(config_file, to_toml(config));
+}
+
+FoundRun find_run(const fs::path& folder, std::int64_t step) {
+  const fs::path checkpoints = folder / kCheckpointFolder;
+  require<UsageError>(fs::exists(folder / kConfigFile), folder.string(), ": is not a run's folder (it has no ", kConfigFile,
+                      ")");
+  FoundRun run{.config = load_config(folder / kConfigFile), .checkpoint = {}};
+  if (step >= 0) {
+    run.checkpoint = checkpoint_path(checkpoints, step);
+    require<UsageError>(fs::exists(run.checkpoint), folder.string(), ": has no checkpoint of step ", step);
+  } else {
+    const auto newest = newest_checkpoint(checkpoints);
+    require<UsageError>(newest.has_value(), folder.string(), ": has no checkpoint yet");
+    run.checkpoint = *newest;
+  }
+  return run;
+}
+
+}  // namespace attamba

@@ -1,0 +1,27 @@
+// The folder of a run: config.toml (resolved), run.json (version, build, data), tokenizer.model, metrics.jsonl, checkpoints/.
+#pragma once
+
+#include <filesystem>
+
+#include "src/train/config.h"
+
+namespace attamba {
+
+inline constexpr const char* kMetricsFile = "metrics.jsonl";
+inline constexpr const char* kCheckpointFolder = "checkpoints";
+inline constexpr const char* kConfigFile = "config.toml";
+inline constexpr const char* kRunFile = "run.json";
+inline constexpr const char* kRunTokenizer = "tokenizer.model";
+
+/// Makes the folder, or takes up the run that is in it. A folder that holds something else, or a run with another model, data
+/// or recipe, is a UsageError that names the first key that differs. Writes config.toml, run.json and a copy of the tokenizer.
+void claim_run_folder(const Config& config, const std::filesystem::path& tokenizer);
+
+/// A run as `eval` and `generate` find it: its configuration, and the checkpoint of `step` (negative: the newest whole one).
+struct FoundRun {
+  Config config;
+  std::filesystem::path checkpoint;
+};
+FoundRun find_run(const std::filesystem::path& folder, std::int64_t step);
+
+}  // namespace attamba

@@ -1,0 +1,327 @@
+#include "src/train/trainer.h"
+
+#include <algorithm>
+#include <chrono>
+#include <csignal>
+#include <cstdio>
+#include <fstream>
+#include <iostream>
+#include <limits>
+
+#include "data/files.h"
+#include "src/core/error.h"
+#include "src/core/parallel.h"
+#include "src/core/version.h"
+#include "src/optim/schedule.h"
+#include "src/train/run_folder.h"
+
+namespace attamba {
+
+namespace {
+
+constexpr std::int64_t kMostSkippedInARow = 3;
+constexpr double kPeakSeconds = 0.3;
+
+volatile std::sig_atomic_t stop_requested = 0;
+
+double now() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+}  // namespace
+
+void Trainer::request_stop() {
+  stop_requested = 1;
+}
+
+template <class Body>
+void Trainer::on_first_rank(const Body& body) {
+  std::int64_t failed = 0;
+  std::exception_ptr error;
+  if (leads()) {
+    try {
+      body();
+    } catch (...) {
+      failed = 1;
+      error = std::current_exception();
+    }
+  }
+  communicator_.broadcast({&failed, {DType::int64, {1}}}, 0);
+  if (error) {
+    std::rethrow_exception(error);
+  }
+  require(failed == 0, "rank 0 could not go on; its message says why");
+}
+
+Trainer::Trainer(const Config& config, Communicator& communicator) : config_(config), communicator_(communicator) {
+  validate(config_);
+  require<UsageError>(config_.train.device != "cuda", "train.device is cuda, but this build computes on the CPU only");
+  require<UsageError>(!config_.run.folder.empty(), "run.folder is not set; name a folder for this run's results");
+  share_ = {.per_step = config_.train.global_batch / config_.train.micro_batch,
+            .rank = communicator_.rank(),
+            .ranks = communicator_.size()};
+  open_data();
+  chunking_ = make_model_chunking(config_.model);
+  const OptimConfig& o = config_.optim;
+  programs_ =
+      std::make_unique<ModelPrograms>(ProgramOptions{.model = config_.model,
+                                                     .chunking = chunking_.get(),
+                                                     .micro_batch = {config_.train.micro_batch, config_.data.sequence_length},
+                                                     .dtype = config_.train.compute_dtype(),
+                                                     .recompute = config_.train.recompute,
+                                                     .deterministic = config_.train.deterministic,
+                                                     .global_batch = config_.train.global_batch,
+                                                     .optimizer = o.name,
+                                                     .optimizer_settings = {o.beta1, o.beta2, o.eps, o.weight_decay, o.clip}},
+                                      communicator_);
+  if (config_.train.debug) {
+    programs_->observe(profile_.observer(), true);
+  }
+  open_run_folder();
+  resume();
+  start_loader();
+  report_setup();
+}
+
+Trainer::~Trainer() = default;
+
+void Trainer::open_data() {
+  data_.n = config_.data.sequence_length;
+  data_.seed = static_cast<std::uint64_t>(config_.train.seed);
+  for (const WeightedFolder& source : weighted_folders(config_.data.train)) {
+    data_.sources.push_back({Dataset::open(source.folder), source.weight});
+    data_.sources.back().dataset.require_vocabulary(config_.model.vocab_size);
+  }
+  require<UsageError>(!data_.sources.empty(), "data.train is empty; name a folder made by `attamba data prepare`");
+  if (!config_.data.valid.empty()) {
+    Dataset valid = Dataset::open(config_.data.valid);
+    valid.require_vocabulary(config_.model.vocab_size);
+    const Dataset& train = data_.sources.front().dataset;
+    require(valid.tokenizer_hash() == train.tokenizer_hash(), config_.data.valid, ": was prepared with another tokenizer than ",
+            train.folder().string(), "; prepare it again with that one's");
+    evaluator_ =
+        std::make_unique<Evaluator>(std::move(valid), BatchShape{config_.train.micro_batch, config_.data.sequence_length},
+                                    config_.eval.windows, communicator_);
+  }
+}
+
+void Trainer::open_run_folder() {
+  on_first_rank([&] { claim_run_folder(config_, data_.sources.front().dataset.tokenizer_model_path()); });
+}
+
+std::vector<NamedTensor> Trainer::checkpoint_tensors() const {
+  std::vector<NamedTensor> tensors;
+  for (const ParameterInfo& parameter : programs_->parameters()) {
+    tensors.push_back({"parameters/" + parameter.name, programs_->master(parameter.name)});
+  }
+  for (const std::string& leaf : programs_->state_leaves()) {
+    tensors.push_back({leaf, programs_->storage().find(leaf)});
+  }
+  return tensors;
+}
+
+/// One rank chooses the checkpoint and tells the others, so that all go on from the same step.
+void Trainer::resume() {
+  std::int64_t chosen = -1;
+  std::filesystem::path path;
+  on_first_rank([&] {
+    if (const auto newest = newest_checkpoint(folder() / kCheckpointFolder)) {
+      path = *newest;
+      chosen = read_training_state(path).step;
+    }
+  });
+  communicator_.broadcast({&chosen, {DType::int64, {1}}}, 0);
+  const SampleSource samples(data_);
+  if (chosen < 0) {
+    programs_->initialize(static_cast<std::uint64_t>(config_.train.seed));
+    state_.data_fingerprint = samples.fingerprint();
+  } else {
+    path = checkpoint_path(folder() / kCheckpointFolder, chosen);
+    state_ = read_training_state(path);
+    require(
+        state_.data_fingerprint == samples.fingerprint(), path.string(),
+        ": was trained on other data (or another seed, sequence length or weights of sources); resuming would skip and repeat "
+        "samples. Put the data back, or start another run.folder");
+    load_tensors(path, checkpoint_tensors());
+    programs_->refresh_compute_weights();
+    saved_step_ = state_.step;
+  }
+  state_.configuration = to_toml(config_);
+}
+
+void Trainer::start_loader() {
+  const std::int64_t count = share_.count(), first_step = state_.step;
+  if (count > 0) {
+    const auto plan = [share = share_, count, first_step, train = config_.train](std::uint64_t k) {
+      std::vector<std::uint64_t> samples;
+      const std::int64_t at_step = first_step + static_cast<std::int64_t>(k) / count;
+      if (at_step < train.steps) {
+        const std::int64_t micro = share.micro_batch(static_cast<std::int64_t>(k) % count);
+        for (std::int64_t i = 0; i < train.micro_batch; ++i) {
+          samples.push_back(static_cast<std::uint64_t>(at_step * train.global_batch + micro * train.micro_batch + i));
+        }
+      }
+      return samples;
+    };
+    loader_ = std::make_unique<Loader>(data_, plan, static_cast<std::size_t>(config_.data.prefetch));
+  }
+}
+
+void Trainer::report_setup() {
+  communicator_.barrier();
+  double peak = kernels::measure_matmul_peak(config_.train.compute_dtype(), kPeakSeconds);
+  communicator_.all_reduce_sum({&peak, {DType::float64, {1}}});
+  peak_flops_ = peak;
+  if (!leads()) {
+    return;
+  }
+  std::int64_t parameters = 0;
+  for (const ParameterInfo& parameter : programs_->parameters()) {
+    parameters += parameter.shape.elements();
+  }
+  std::ostream& out = std::cerr;
+  out << version_line() << "\n  " << config_.model.kind << ", " << format_integer(parameters) << " parameters, "
+      << config_.train.dtype << " (" << kernels::matmul_library(config_.train.compute_dtype()) << "), " << communicator_.size()
+      << (communicator_.size() == 1 ? " rank" : " ranks") << " x " << thread_count() << " threads ("
+      << communicator_.description() << ")\n  " << format_integer(config_.train.steps) << " steps of "
+      << format_integer(config_.train.global_batch) << " x " << format_integer(config_.data.sequence_length) << " tokens, "
+      << format_quantity(
+             programs_->model_flops() / static_cast<double>(config_.train.micro_batch * config_.data.sequence_length), "FLOP")
+      << " per token; matrix products reach " << format_quantity(peak_flops_, "FLOP/s") << " here\n";
+  print_memory_table(out, programs_->memory(), programs_->largest_plan());
+  if (state_.step > 0) {
+    out << "  resuming after step " << format_integer(state_.step) << '\n';
+  }
+  metrics_ = std::make_unique<MetricsLog>(folder() / kMetricsFile, state_.step);
+  progress_ = std::make_unique<ProgressLine>(out, config_.train.steps, state_.step, ProgressLine::for_standard_error());
+}
+
+Trainer::Outcome Trainer::run() {
+  while (state_.step < config_.train.steps) {
+    const StepResult result = step();
+    after_step(result);
+    if (result.stop_votes > 0 && state_.step < config_.train.steps) {
+      save();
+      if (leads()) {
+        progress_->message(concat("stopped after step ", format_integer(state_.step),
+                                  ", as asked; everything is saved, run the same command to go on"));
+        progress_->finish();
+      }
+      return Outcome::stopped;
+    }
+  }
+  if (evaluator_ && evaluated_step_ != state_.step) {
+    evaluate();
+  }
+  if (saved_step_ != state_.step) {
+    save();
+  }
+  if (leads()) {
+    progress_->finish();
+    if (config_.train.debug) {
+      profile_.print(std::cerr, peak_flops_);
+    }
+  }
+  return Outcome::finished;
+}
+
+StepResult Trainer::step() {
+  step_began_ = now();
+  for (std::int64_t j = 0; j < share_.count(); ++j) {
+    const Batch batch = loader_->next();
+    const std::vector<std::int64_t> samples(batch.sample_indices.begin(), batch.sample_indices.end());
+    programs_->inputs().write(batch.tokens, batch.document_starts, samples, data_.seed, state_.step);
+    if (j + 1 < share_.count()) {
+      programs_->accumulate();
+    }
+  }
+  const OptimConfig& o = config_.optim;
+  const ScheduleSettings schedule{.name = o.schedule,
+                                  .peak = o.lr,
+                                  .warmup = o.warmup,
+                                  .steps = config_.train.steps,
+                                  .min_ratio = o.lr_min_ratio,
+                                  .decay = o.decay};
+  return programs_->finish_step(learning_rate(schedule, state_.step), state_.updates, share_.count() == 0, stop_requested != 0);
+}
+
+void Trainer::after_step(const StepResult& result) {
+  const double seconds = now() - step_began_;
+  ++state_.step;
+  state_.updates += result.skipped ? 0 : 1;
+  state_.next_sample = state_.step * config_.train.global_batch;
+  state_.seconds += seconds;
+  window_seconds_ += seconds;
+  ++window_steps_;
+  skipped_in_a_row_ = result.skipped ? skipped_in_a_row_ + 1 : 0;
+  if (result.skipped && leads()) {
+    progress_->message(concat("step ", format_integer(state_.step), ": loss ", result.loss, ", gradient norm ",
+                              result.gradient_norm, ": not finite, so the update was skipped"));
+  }
+  require(skipped_in_a_row_ < kMostSkippedInARow, "training: the loss or gradient of steps ",
+          state_.step - kMostSkippedInARow + 1, " to ", state_.step, " was not finite (last loss ", result.loss,
+          "); lower optim.lr, or run again with --train.debug true to see which operation makes it");
+  if (due(config_.train.log_every) || state_.step == config_.train.steps) {
+    log(result);
+  }
+  if (evaluator_ && due(config_.eval.every)) {
+    evaluate();
+  }
+  if (due(config_.checkpoint.every)) {
+    save();
+  }
+}
+
+void Trainer::log(const StepResult& result) {
+  if (leads()) {
+    const double steps_per_second = static_cast<double>(window_steps_) / window_seconds_;
+    const double tokens_per_step = static_cast<double>(config_.train.global_batch * config_.data.sequence_length);
+    const double flops = programs_->model_flops() * static_cast<double>(share_.per_step) * steps_per_second;
+    const std::int64_t next = state_.step;
+    MetricsRecord record{.step = next,
+                         .tokens = next * config_.train.global_batch * config_.data.sequence_length,
+                         .loss = result.loss,
+                         .grad_norm = result.gradient_norm,
+                         .tokens_per_s = tokens_per_step * steps_per_second,
+                         .model_flops_per_s = flops,
+                         .share_of_peak = flops / peak_flops_,
+                         .seconds = state_.seconds};
+    record.lr = programs_->storage().find("step.state").as<double>()[kernels::kStepLearningRate];
+    record.more.emplace_back("loader_wait_seconds", loader_ ? loader_->wait_seconds() : 0.0);
+    metrics_->append(record);
+    progress_->update(record);
+  }
+  window_seconds_ = 0;
+  window_steps_ = 0;
+}
+
+void Trainer::evaluate() {
+  const EvaluationResult result = evaluator_->run(*programs_);
+  evaluated_step_ = state_.step;
+  if (!leads()) {
+    return;
+  }
+  MetricsRecord record{.step = state_.step,
+                       .tokens = state_.step * config_.train.global_batch * config_.data.sequence_length,
+                       .seconds = state_.seconds,
+                       .eval_loss = result.loss};
+  record.more = {{"perplexity", result.perplexity()},
+                 {"word_perplexity", result.word_perplexity()},
+                 {"bits_per_byte", result.bits_per_byte()}};
+  metrics_->append(record);
+  char text[160];
+  std::snprintf(
+      text, sizeof text, "validation after step %s: loss %.4f, perplexity %.2f per token, %.1f per word, %.4f bits per byte",
+      format_integer(state_.step).c_str(), result.loss, result.perplexity(), result.word_perplexity(), result.bits_per_byte());
+  progress_->message(text);
+}
+
+void Trainer::save() {
+  on_first_rank([&] {
+    save_checkpoint(folder() / kCheckpointFolder, state_, checkpoint_tensors());
+    remove_old_checkpoints(folder() / kCheckpointFolder, config_.checkpoint.keep);
+  });
+  saved_step_ = state_.step;
+}
+
+}  // namespace attamba

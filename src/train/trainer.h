@@ -1,0 +1,83 @@
+// The training loop of one rank: batches in, weights and metrics out.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <memory>
+#include <vector>
+
+#include "comm/communicator.h"
+#include "data/loader.h"
+#include "src/train/checkpoint.h"
+#include "src/train/config.h"
+#include "src/train/evaluate.h"
+#include "src/train/metrics.h"
+#include "src/train/op_profile.h"
+#include "src/train/programs.h"
+
+namespace attamba {
+
+/// Which micro-batches of each step a rank computes: rank r of N takes r, r + N, ...  No rank count needs to divide anything.
+struct MicroBatchShare {
+  std::int64_t per_step = 1;  ///< micro-batches of a step over all ranks
+  std::int64_t rank = 0, ranks = 1;
+
+  std::int64_t count() const { return rank < per_step ? (per_step - rank + ranks - 1) / ranks : 0; }
+  /// Number within the step of this rank's j-th one.
+  std::int64_t micro_batch(std::int64_t j) const { return rank + j * ranks; }
+};
+
+class Trainer {
+ public:
+  enum class Outcome : std::uint8_t { finished, stopped };
+
+  /// Opens data and the run folder, builds all programs, and loads the newest checkpoint when there is one. Every rank throws
+  /// when any rank cannot go on.
+  Trainer(const Config& config, Communicator& communicator);
+  ~Trainer();
+
+  /// Trains to the last step, or until a rank was asked to stop (SIGINT, SIGTERM): all ranks then save the same step.
+  Outcome run();
+
+  /// After this, `run` ends at the next step's end. Safe in a signal handler.
+  static void request_stop();
+
+ private:
+  void open_data();
+  void open_run_folder();
+  void resume();
+  void start_loader();
+  void report_setup();
+  StepResult step();
+  void after_step(const StepResult& result);
+  void log(const StepResult& result);
+  void evaluate();
+  void save();
+  bool due(std::int64_t every) const { return every > 0 && state_.step % every == 0; }
+  bool leads() const { return communicator_.rank() == 0; }
+  std::filesystem::path folder() const { return config_.run.folder; }
+  std::vector<NamedTensor> checkpoint_tensors() const;
+  /// Runs `body` on rank 0; when it throws there, every rank throws.
+  template <class Body>
+  void on_first_rank(const Body& body);
+
+  Config config_;
+  Communicator& communicator_;
+  MicroBatchShare share_;
+  LoaderConfig data_;
+  std::unique_ptr<Evaluator> evaluator_;
+  std::unique_ptr<ChunkingStrategy> chunking_;
+  std::unique_ptr<ModelPrograms> programs_;
+  std::unique_ptr<Loader> loader_;
+  TrainingState state_;
+  double peak_flops_ = 0;
+  std::unique_ptr<MetricsLog> metrics_;
+  std::unique_ptr<ProgressLine> progress_;
+  OpProfile profile_;
+  std::int64_t skipped_in_a_row_ = 0;
+  double step_began_ = 0, window_seconds_ = 0;  ///< seconds of steps since the last logged one
+  std::int64_t window_steps_ = 0;
+  std::int64_t evaluated_step_ = -1, saved_step_ = -1;
+};
+
+}  // namespace attamba

@@ -58,11 +58,15 @@ template <int kRows, bool kAccumulate, class A>
                                                  std::int64_t inner) {
   using Vector = typename VectorOf<A>::type;
   constexpr std::int64_t kLanes = kPanel<A> / 2;
-  Vector sum[kRows][2] = {};
-  if constexpr (kAccumulate) {
-    for (int i = 0; i < kRows; ++i) {
+  Vector sum[kRows][2];
+  // Unrolled: the sums stay in registers only when every index is a constant.
+#pragma GCC unroll 8
+  for (int i = 0; i < kRows; ++i) {
+    if constexpr (kAccumulate) {
       std::memcpy(&sum[i][0], c + i * c_distance, sizeof(Vector));
       std::memcpy(&sum[i][1], c + i * c_distance + kLanes, sizeof(Vector));
+    } else {
+      sum[i][0] = sum[i][1] = Vector{};
     }
   }
   for (std::int64_t j = 0; j < inner; ++j) {
@@ -78,6 +82,7 @@ template <int kRows, bool kAccumulate, class A>
     x += inner_step;
     y += y_distance;
   }
+#pragma GCC unroll 8
   for (int i = 0; i < kRows; ++i) {
     std::memcpy(c + i * c_distance, &sum[i][0], sizeof(Vector));
     std::memcpy(c + i * c_distance + kLanes, &sum[i][1], sizeof(Vector));
@@ -163,6 +168,14 @@ void panel_product(std::int64_t begin, std::int64_t end, A* c, std::int64_t c_di
     const std::int64_t taken = strip_rows(end - row);
     strip_product<false, false>(taken, c + row * c_distance, c_distance, x + row * x_distance, x_distance, y, kPanel<A>, inner);
     row += taken;
+  }
+}
+
+template <bool kToWrite, class T>
+void prefetch_row(const T* row, std::int64_t columns) {
+  const auto* bytes = reinterpret_cast<const char*>(row);
+  for (std::int64_t b = 0; b < columns * std::int64_t{sizeof(T)}; b += 64) {
+    __builtin_prefetch(bytes + b, kToWrite);
   }
 }
 

@@ -2,6 +2,8 @@
 
 #include <cblas.h>
 
+#include <atomic>
+
 #include "kernels/cpu/matmul_onednn.h"
 #include "src/core/launch.h"
 
@@ -16,6 +18,11 @@ void use_one_blas_thread() {
     openblas_set_num_threads(1);
     return true;
   }();
+}
+
+std::atomic<bool>& native_bfloat16() {
+  static std::atomic<bool> native(onednn_has_bfloat16());
+  return native;
 }
 
 int to_blas(std::int64_t value) {
@@ -93,8 +100,11 @@ void run_converted(const TileProduct& tile, void* c, const bfloat16* a, const bf
 }  // namespace
 
 bool has_native_bfloat16() {
-  static const bool native = onednn_has_bfloat16();
-  return native;
+  return native_bfloat16().load(std::memory_order_relaxed);
+}
+
+void assume_native_bfloat16(bool native) {
+  native_bfloat16().store(native, std::memory_order_relaxed);
 }
 
 std::size_t tile_scratch_bytes(const TileProduct& tile) {

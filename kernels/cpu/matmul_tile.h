@@ -31,6 +31,8 @@ std::size_t tile_scratch_bytes(const TileProduct& tile);
 void run_tile(const TileProduct& tile, void* c, const void* a, const void* b, std::byte* scratch);
 /// Whether products of bfloat16 operands run as such here; otherwise run_tile converts them to float32.
 bool has_native_bfloat16();
+/// For tests: go the native way whatever the processor is. Tiles that oneDNN then refuses are still converted one by one.
+void assume_native_bfloat16(bool native);
 
 /// Converts rows x columns elements; strides in elements.
 void convert_block(float* out, std::int64_t out_stride, const bfloat16* in, std::int64_t in_stride, std::int64_t rows,

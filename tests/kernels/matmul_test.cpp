@@ -2,7 +2,9 @@
 #include <omp.h>
 
 #include <cmath>
+#include <cstdlib>
 #include <cstring>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -130,6 +132,23 @@ TEST(Matmul, Bfloat16) {
   expect_products<bfloat16, bfloat16>();
 }
 TEST(Matmul, Bfloat16ToFloat32) {
+  expect_products<bfloat16, float>();
+}
+
+/// The other way of multiplying bfloat16 than this processor's: converted instead of native, or the reverse, where tiles that
+/// oneDNN refuses must be converted with the scratch that was planned.
+class OtherBfloat16 {
+ public:
+  OtherBfloat16() : before_(has_native_bfloat16()) { assume_native_bfloat16(!before_); }
+  ~OtherBfloat16() { assume_native_bfloat16(before_); }
+
+ private:
+  bool before_;
+};
+
+TEST(Matmul, Bfloat16TheOtherWay) {
+  const OtherBfloat16 other;
+  expect_products<bfloat16, bfloat16>();
   expect_products<bfloat16, float>();
 }
 

@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "kernels/cpu/matmul_tile.h"
 #include "kernels/kernels.h"
 #include "src/core/random.h"
 
@@ -216,6 +217,15 @@ TEST(LinearCrossEntropy, MatchesDefinition) {
       EXPECT_EQ(run_loss(p, hidden, weight, targets).losses[0], 0);
     }
   }
+}
+
+TEST(LinearCrossEntropy, Bfloat16TheOtherWay) {
+  const bool before = has_native_bfloat16();
+  assume_native_bfloat16(!before);  // dlogits packed as bfloat16 where they are float32 otherwise, or the reverse
+  for (const Problem& p : {Problem{33, 16, 256, 0.5}, {40, 24, 257}, {600, 8, 300, 0.125}, {20, 12, 5000}}) {
+    expect_loss<bfloat16>(p, 1e-5, 6e-3);
+  }
+  assume_native_bfloat16(before);
 }
 
 TEST(LinearCrossEntropy, LossAloneIsTheSameLoss) {

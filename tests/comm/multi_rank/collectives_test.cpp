@@ -35,6 +35,11 @@ float rough(int rank, std::int64_t i) {
          std::exp(static_cast<float>(i % 41) - 20.0f);
 }
 
+template <class T>
+bool same_bytes(const std::vector<T>& a, const std::vector<T>& b) {
+  return a.size() == b.size() && (a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(T)) == 0);
+}
+
 /// FNV-1a; the values of all ranks, gathered over integers.
 template <class T>
 std::vector<std::int64_t> hashes_of_all_ranks(const std::vector<T>& values) {
@@ -117,7 +122,7 @@ TEST(Sum, RoundedFloatsHaveTheSameBitsOnEveryRankInFrontAndBehind) {
     world().all_reduce_sum(view(front));
     request->wait();
     EXPECT_THAT(hashes_of_all_ranks(front), testing::Each(hashes_of_all_ranks(front)[0])) << n;
-    EXPECT_EQ(std::memcmp(front.data(), behind.data(), front.size() * sizeof(float)), 0) << n;
+    EXPECT_TRUE(same_bytes(front, behind)) << n;
     world().all_reduce_sum(view(wide));
     EXPECT_THAT(hashes_of_all_ranks(wide), testing::Each(hashes_of_all_ranks(wide)[0])) << n;
   }
@@ -171,11 +176,6 @@ std::vector<T> pattern(int rank, std::int64_t n) {
     bytes[i] = static_cast<unsigned char>(i * 7 + i / 251 + static_cast<std::size_t>(rank) * 91);
   }
   return values;
-}
-
-template <class T>
-bool same_bytes(const std::vector<T>& a, const std::vector<T>& b) {
-  return a.size() == b.size() && (a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(T)) == 0);
 }
 
 TYPED_TEST(Movement, BroadcastsFromEveryRoot) {

@@ -2,6 +2,7 @@
 // so outputs may be their own inputs where kernels.h says so.
 #include <algorithm>
 #include <span>
+#include <type_traits>
 
 #include "kernels/cpu/elementwise.h"
 #include "kernels/cpu/vector_math.h"
@@ -37,8 +38,16 @@ void rotate_head(T* out, const T* x, const A* table, A direction, std::int64_t w
 template <class T>
 void fill_with(const Tensor& out, T value) {
   T* const to = out.as<T>();
-  parallel_ranges(out.elements(), kElementGrain,
-                  [&](std::int64_t begin, std::int64_t end) { std::fill(to + begin, to + end, value); });
+  parallel_ranges(out.elements(), kElementGrain, [&](std::int64_t begin, std::int64_t end) {
+#pragma omp simd
+    for (std::int64_t i = begin; i < end; ++i) {
+      if constexpr (std::is_same_v<T, bfloat16>) {
+        to[i].bits = value.bits;  // copies of the object itself are not vectorised
+      } else {
+        to[i] = value;
+      }
+    }
+  });
 }
 
 }  // namespace

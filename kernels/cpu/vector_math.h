@@ -11,11 +11,13 @@
 
 namespace attamba::kernels {
 
+inline constexpr float kSmallestExp = 0x1.098716p-126f;  ///< fast_exp(-87.3f)
+
 /// e^x. Saturates: below -87.3 it gives the smallest normal number's neighbourhood of 0, above 88.3 about 2.4e38. NaN stays
 /// NaN.
 inline float fast_exp(float x) {
   constexpr float kLog2E = 1.442695040888963f, kLn2High = 0.693359375f, kLn2Low = -2.12194440e-4f;
-  const float clamped = x < -87.3f ? -87.3f : (x > 88.3f ? 88.3f : x);
+  const float clamped = x > 88.3f ? 88.3f : x;
   const float shifted = clamped * kLog2E + 12582912.0f;  // 1.5 * 2^23: rounds to the nearest integer
   const float rounded = shifted - 12582912.0f;
   const float r = clamped - rounded * kLn2High - rounded * kLn2Low;
@@ -26,8 +28,11 @@ inline float fast_exp(float x) {
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
   p = p * r * r + r + 1.0f;
-  const std::int32_t exponent = std::bit_cast<std::int32_t>(shifted) << 23;
-  return std::bit_cast<float>(std::bit_cast<std::int32_t>(p) + exponent);
+  const std::uint32_t exponent = std::bit_cast<std::uint32_t>(shifted) << 23;
+  const float result = std::bit_cast<float>(std::bit_cast<std::uint32_t>(p) + exponent);
+  // The lower bound comes last: clamped at the top, the compiler evaluates the caller's whole expression once more for the
+  // bound, and in a sigmoid that multiplies every vector by a subnormal constant, at a cost of twice the rest.
+  return x < -87.3f ? kSmallestExp : result;
 }
 inline double fast_exp(double x) {
   return std::exp(x);

@@ -17,10 +17,10 @@ struct bfloat16 {
   bfloat16() = default;
   explicit bfloat16(float value) {
     const auto word = std::bit_cast<std::uint32_t>(value);
-    const std::uint32_t rounded = word + 0x7fffu + ((word >> 16) & 1u);
-    // A NaN keeps its sign and payload's top bits and is made quiet, so that rounding never turns it into infinity.
-    const std::uint32_t quiet = word | 0x00400000u;
-    bits = static_cast<std::uint16_t>(((word & 0x7fffffffu) > 0x7f800000u ? quiet : rounded) >> 16);
+    // A NaN keeps its sign and payload's top bits and is made quiet, so that rounding never turns it into infinity. Both cases
+    // are an addition, which loops over bfloat16 vectorise well.
+    const std::uint32_t quiet_bit = ~word & 0x00400000u, half = 0x7fffu + ((word >> 16) & 1u);
+    bits = static_cast<std::uint16_t>((word + (value != value ? quiet_bit : half)) >> 16);
   }
   explicit operator float() const { return std::bit_cast<float>(static_cast<std::uint32_t>(bits) << 16); }
 };

@@ -355,20 +355,15 @@ TEST_P(Attention, Float64MatchesDenseReference) {
   compare_with_reference<double>(GetParam());
 }
 
-/// What unseen keys hold, be it NaN, must not reach the result.
+/// The result of the query in the middle does not change with what the keys hold that it must not see.
 TEST_P(Attention, UnseenKeysDoNotMatter) {
   const Case& c = GetParam();
   Problem<float> problem(c);
   const Results want = problem.run();
   std::vector<bool> seen(static_cast<std::size_t>(c.batch * c.n), false);
   for (std::int64_t s = 0; s < c.batch; ++s) {
-    for (std::int64_t t = 0; t < c.n; ++t) {
-      if (t != c.n / 2) {  // the query whose result is compared is the one in the middle
-        continue;
-      }
-      for (std::int64_t j = 0; j <= t; ++j) {
-        seen[static_cast<std::size_t>(s * c.n + j)] = visible(c, c.layout(s), t, j);
-      }
+    for (std::int64_t j = 0; j < c.n; ++j) {
+      seen[static_cast<std::size_t>(s * c.n + j)] = visible(c, c.layout(s), c.n / 2, j);
     }
   }
   for (std::size_t row = 0; row < seen.size(); ++row) {

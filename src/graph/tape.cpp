@@ -6,6 +6,26 @@
 
 namespace attamba {
 
+namespace {
+
+std::string_view name_of(Role role) {
+  switch (role) {
+    case Role::activation:
+      return "activation";
+    case Role::input:
+      return "input";
+    case Role::parameter:
+      return "parameter";
+    case Role::gradient:
+      return "gradient";
+    case Role::state:
+      return "state";
+  }
+  return "?";
+}
+
+}  // namespace
+
 void Op::vjp(VjpContext&) const {
   throw Error(concat(name(), ": has no gradient"));
 }
@@ -13,7 +33,8 @@ void Op::vjp(VjpContext&) const {
 Value Tape::leaf(const std::string& name, const TensorType& type, Role role) {
   const auto same = [&](const ValueInfo& value) { return value.role != Role::activation && value.name == name; };
   if (const auto found = std::find_if(values_.begin(), values_.end(), same); found != values_.end()) {
-    require(found->type == type && found->role == role, "tape: leaf ", name, " is ", found->type, ", declared again as ", type);
+    require(found->type == type && found->role == role, "tape: leaf ", name, " is the ", name_of(found->role), ' ', found->type,
+            ", declared again as the ", name_of(role), ' ', type);
     return Value{static_cast<int>(found - values_.begin())};
   }
   values_.push_back({.type = type, .role = role, .name = name, .wants_gradient = role == Role::parameter, .is_output = false});

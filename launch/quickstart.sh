@@ -1,0 +1,134 @@
+#!/usr/bin/env bash
+# From a fresh clone to a trained model: installs what is missing, builds, prepares text, trains a small Attamba on two ranks for
+# about two minutes, evaluates it, lets it write, draws its loss, and says where everything is.
+#
+#   launch/quickstart.sh [--again] [TEXT...]
+#
+# TEXT: files or folders of text (plain, .jsonl, .gz, .zst), at least 100 KB in all. Without any, English text that is on this
+# machine anyway (manuals, licences), so no network is needed. Results go to runs/quickstart, or for other text to a folder of
+# its own beside it. A second run goes on where the first stopped, and only shows the results when it had finished;
+# --again forgets it and starts anew.
+#
+# ATTAMBA_STEPS sets the number of training steps (default 400), ATTAMBA_RANKS that of ranks (default 2).
+set -euo pipefail
+
+say() { printf '\n\033[1m== %s\033[0m\n' "$*"; }
+fail() { printf 'quickstart: %s\n' "$*" >&2; exit 1; }
+
+again=false
+if [[ ${1:-} == --again ]]; then
+  again=true
+  shift
+elif [[ ${1:-} == -* ]]; then
+  fail "no option $1; usage: launch/quickstart.sh [--again] [TEXT...]"
+fi
+texts=()
+for text in "$@"; do
+  [[ -e $text ]] || fail "$text: no such file or folder"
+  texts+=("$(realpath "$text")")
+done
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+# Text that is named gets a folder of its own, by the names, sizes and dates of its files.
+work=runs/quickstart
+if ((${#texts[@]} > 0)); then
+  work+=-$(find -L "${texts[@]}" -type f -printf '%p %s %T@\n' | LC_ALL=C sort | sha256sum | cut -c 1-8)
+fi
+! $again || rm -rf "$work"
+ranks=${ATTAMBA_RANKS:-2}
+steps=${ATTAMBA_STEPS:-400}
+cores=$(nproc)
+threads=$((cores / ranks > 1 ? cores / ranks : 1))
+
+# The same program on several ranks. Open MPI must be told that root may do this, and that there may be fewer cores than ranks.
+on_ranks() {
+  OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMPI_MCA_rmaps_base_oversubscribe=1 \
+    OMPI_MCA_hwloc_base_binding_policy=none OMPI_MCA_mpi_yield_when_idle=1 mpirun -n "$ranks" "$@"
+}
+
+# Cuts standard input into documents of about 64 KB, so that some can be held out for validation.
+cut_into_documents() {
+  iconv -c -f UTF-8 -t UTF-8 2> /dev/null | LC_ALL=C awk -v folder="$work/text.part" '
+    function next_file() { if (name) close(name); name = sprintf("%s/%05d.txt", folder, ++count); bytes = 0 }
+    BEGIN { next_file() }
+    { print > name; bytes += length($0) + 1 }
+    (bytes > 65536 && $0 == "") || bytes > 131072 { next_file() }'
+}
+
+named_texts() {
+  local file
+  find -L "${texts[@]}" -type f ! -name '.*' ! -name '*.jsonl*' -print0 | LC_ALL=C sort -z | while IFS= read -r -d '' file; do
+    case $file in
+      *.gz) zcat "$file" ;;
+      *.zst) command -v zstdcat > /dev/null || fail "$file: needs zstdcat (package zstd)"; zstdcat "$file" ;;
+      *) cat "$file" ;;
+    esac
+    printf '\n\n'
+  done
+}
+
+say "Setting up and building"
+launch/setup.sh attamba
+attamba=build/release/attamba
+$attamba --version
+
+say "Preparing text"
+json=()
+if ((${#texts[@]} > 0)); then
+  mapfile -d '' json < <(find -L "${texts[@]}" -type f ! -name '.*' -name '*.jsonl*' -print0 | LC_ALL=C sort -z)
+fi
+if [[ ! -d $work/text ]]; then
+  rm -rf "$work/text.part"
+  mkdir -p "$work/text.part"
+  if ((${#texts[@]} > 0)); then
+    named_texts | cut_into_documents
+  else
+    launch/text_on_this_machine.sh | cut_into_documents
+  fi
+  mv "$work/text.part" "$work/text"
+fi
+bytes=$(cat "$work"/text/* | wc -c)
+for file in ${json[@]+"${json[@]}"}; do
+  bytes=$((bytes + $(stat -L -c %s "$file")))
+done
+((bytes >= 100000)) || fail "only $bytes bytes of text; a vocabulary and a model need at least 100 KB"
+vocabulary=4096
+((bytes >= 2000000)) || vocabulary=1024
+echo "$((bytes / 1000)) KB of text in $work/text${json[*]:+ and ${#json[@]} .jsonl files}"
+inputs=(${json[@]+"${json[@]}"})
+((bytes == 0)) || inputs=("$work/text" ${inputs[@]+"${inputs[@]}"})
+$attamba data prepare "${inputs[@]}" --output "$work/data" --vocab-size $vocabulary --vocab-sample 4 --valid-fraction 0.05
+
+say "Training on $ranks ranks of $threads thread(s)"
+on_ranks $attamba train configs/quickstart.toml --train.steps "$steps" --train.threads "$threads" \
+  --model.vocab_size $vocabulary --data.train "$work/data/train" --data.valid "$work/data/valid" --run.folder "$work/run"
+
+say "Evaluating on text that was held out"
+on_ranks $attamba eval "$work/run" --threads "$threads"
+
+say "Letting it write"
+for prompt in "The" "This license" "If you want to"; do
+  $attamba generate "$work/run" --prompt "$prompt" --tokens 60 --seed 1
+  echo "--"
+done
+
+$attamba plot "$work/run" --x steps --out "$work/loss.svg"
+
+first_and_last() { sed -n 's/.*"loss": *\([0-9.]*\).*/\1/p' "$work/run/metrics.jsonl" | sed -n '1p;$p' | paste -s -d ' '; }
+read -r first last < <(first_and_last)
+say "Done: the loss fell from $first to $last nats per token"
+cat <<END
+  text                $work/text
+  tokens, vocabulary  $work/data
+  metrics             $work/run/metrics.jsonl
+  resolved settings   $work/run/config.toml
+  checkpoints         $work/run/checkpoints
+  picture of the loss $work/loss.svg
+  program             $attamba (--help)
+
+Next:
+  $attamba generate $work/run --prompt "Once"      let it write more
+  $attamba eval $work/run --chunk-size 4           other chunks than it was trained with
+  $attamba train --help                                      every setting
+  docs/user-guide.md                                         data, training, resuming, measuring
+END

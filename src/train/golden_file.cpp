@@ -145,8 +145,8 @@ void read_optimizer(const nlohmann::json& json, GoldenFile& golden) {
 
 void read_batches(const Reader& reader, GoldenFile& golden) {
   const GoldenTensor tokens = reader.tensor("tokens");
-  require(tokens.shape.rank() == 3 && tokens.shape[2] >= 2, golden.path.string(), ": tokens are ", tokens.shape,
-          ", expected [steps, B, n+1]");
+  require(tokens.shape.rank() == 3 && tokens.shape[2] >= 2 && tokens.shape.elements() > 0, golden.path.string(),
+          ": tokens are ", tokens.shape, ", expected [steps, B, n+1]");
   golden.steps = tokens.shape[0];
   golden.sequences = tokens.shape[1];
   golden.length = tokens.shape[2] - 1;
@@ -170,13 +170,15 @@ GoldenFile read_golden(const std::filesystem::path& path) {
   golden.path = path;
   try {
     golden.model = model_config_from_json(nlohmann::json::parse(reader.text_attribute("model")), path.string());
+    validate(golden.model);
     read_optimizer(nlohmann::json::parse(reader.text_attribute("optim")), golden);
     golden.float32_error = read_errors(reader, "float32_error");
     golden.bfloat16_error = read_errors(reader, "bfloat16_error");
   } catch (const nlohmann::json::exception& error) {
     throw Error(concat(path.string(), ": malformed attribute: ", error.what()));
+  } catch (const UsageError& error) {
+    throw Error(concat(path.string(), ": attribute model: ", error.what()));
   }
-  validate(golden.model);
   read_batches(reader, golden);
   golden.parameters = read_group(reader, "params");
   golden.gradients = read_group(reader, "grads");

@@ -49,13 +49,17 @@ class Attention final : public Op {
 
   std::vector<TensorType> infer(std::span<const TensorType> in) const override {
     const TensorType &q = in[0], &k = in[1], &v = in[2];
-    require<UsageError>(s_.heads % s_.kv_heads == 0, "attention: ", s_.heads, " heads do not divide over ", s_.kv_heads,
-                        " key/value heads");
+    require<UsageError>(s_.heads > 0 && s_.kv_heads > 0 && s_.heads % s_.kv_heads == 0, "attention: ", s_.heads,
+                        " heads do not divide over ", s_.kv_heads, " key/value heads");
     require<UsageError>(
         q.shape.columns() % s_.heads == 0 && k == v && q.shape.columns() / s_.heads * s_.kv_heads == k.shape.columns(),
         "attention: q ", q, ", k ", k, " and v ", v, " do not fit ", s_.heads, " heads over ", s_.kv_heads);
-    require<UsageError>(q.shape.rows() % s_.sequence_length == 0 && k.shape.rows() == q.shape.rows(), "attention: ", q,
-                        " is not made of sequences of ", s_.sequence_length);
+    require<UsageError>(s_.sequence_length > 0 && q.shape.rows() % s_.sequence_length == 0 && k.shape.rows() == q.shape.rows(),
+                        "attention: ", q, " is not made of sequences of ", s_.sequence_length);
+    const TensorType table{DType::int32, {q.shape.rows()}};
+    for (std::size_t i = 3; i < in.size(); ++i) {
+      require<UsageError>(in[i] == table, "attention: a table of keys is ", in[i], ", expected ", table, " for q ", q);
+    }
     return {q, {accumulator_of(q.dtype), {q.shape.rows(), s_.heads}}};
   }
   std::size_t workspace(std::span<const TensorType> in, std::span<const TensorType>) const override {

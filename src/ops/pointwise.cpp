@@ -59,10 +59,11 @@ class Rope final : public Op {
   Rope(std::int64_t head_dim, bool inverse) : head_dim_(head_dim), inverse_(inverse) {}
   std::string_view name() const override { return inverse_ ? "rope_backward" : "rope"; }
   std::vector<TensorType> infer(std::span<const TensorType> in) const override {
-    require<UsageError>(head_dim_ % 2 == 0 && in[0].shape.columns() % head_dim_ == 0, name(), ": heads of ", head_dim_,
-                        " do not fit ", in[0], " (the head dimension must be even)");
-    require<UsageError>(in[1].shape.columns() == head_dim_ && in[2].shape.elements() == in[0].shape.rows(), name(), ": table ",
-                        in[1], " and positions ", in[2], " do not fit ", in[0]);
+    require<UsageError>(head_dim_ > 0 && head_dim_ % 2 == 0 && in[0].shape.columns() % head_dim_ == 0, name(), ": heads of ",
+                        head_dim_, " do not fit ", in[0], " (the head dimension must be even)");
+    require<UsageError>(in[1].shape.columns() == head_dim_ && in[1].dtype == accumulator_of(in[0].dtype) &&
+                            in[2].shape.elements() == in[0].shape.rows() && in[2].dtype == DType::int32,
+                        name(), ": table ", in[1], " and positions ", in[2], " do not fit ", in[0]);
     return {in[0]};
   }
   void run(const Launch& launch, std::span<const Tensor> in, std::span<const Tensor> out) const override {

@@ -24,6 +24,24 @@ struct ScanAttributes {
     return w;
   }
 
+  void check_weights(std::span<const TensorType> in, const TensorType& zxbcdt) const {
+    std::size_t next = 0;
+    const auto check = [&](std::string_view what, const Shape& expected) {
+      const TensorType type{accumulator_of(zxbcdt.dtype), expected};
+      require<UsageError>(in[next] == type, "chunk_scan: ", what, " is ", in[next], ", expected ", type, " for ", zxbcdt);
+      ++next;
+    };
+    if (has_conv) {
+      check("conv", {shape.hidden + 2 * shape.groups * shape.state, shape.conv});
+    }
+    check("A_log", {shape.heads});
+    check("D", {shape.heads});
+    if (has_dt_bias) {
+      check("dt_bias", {shape.heads});
+    }
+    check("norm", {shape.hidden});
+  }
+
   /// Per token: C B^T and the state's update and read-out, about 6 E N; the convolution 2 W (E + 2GN).
   double flops(const TensorType& zxbcdt) const {
     const double channels = static_cast<double>(shape.hidden + 2 * shape.groups * shape.state);
@@ -74,6 +92,11 @@ class ChunkScan final : public Op {
                         s.groups);
     require<UsageError>(in[0].shape.columns() == s.projection(), "chunk_scan: ", in[0], " should have ", s.projection(),
                         " columns");
+    require<UsageError>(a_.sequence_length > 0 && in[0].shape.rows() % a_.sequence_length == 0, "chunk_scan: ", in[0],
+                        " is not made of sequences of ", a_.sequence_length);
+    const TensorType starts{DType::int32, {in[0].shape.rows()}};
+    require<UsageError>(in[1] == starts, "chunk_scan: chunk starts are ", in[1], ", expected ", starts, " for ", in[0]);
+    a_.check_weights(in.subspan(2), in[0]);
     return {{in[0].dtype, {in[0].shape.rows(), s.hidden}}};
   }
   std::size_t workspace(std::span<const TensorType> in, std::span<const TensorType>) const override {

@@ -20,7 +20,8 @@ class Embedding final : public Op {
  public:
   std::string_view name() const override { return "embedding"; }
   std::vector<TensorType> infer(std::span<const TensorType> in) const override {
-    require<UsageError>(in[1].dtype == DType::int32, "embedding: tokens are ", in[1], ", expected int32");
+    require<UsageError>(in[1].dtype == DType::int32 && in[0].shape.rank() == 2, "embedding: tokens ", in[1], " and table ",
+                        in[0], " do not fit; expected int32 tokens and a table [V, D]");
     return {{in[0].dtype, {in[1].shape.elements(), in[0].shape.columns()}}};
   }
   void run(const Launch& launch, std::span<const Tensor> in, std::span<const Tensor> out) const override {
@@ -40,7 +41,7 @@ class LinearCrossEntropy final : public Op {
 
   std::vector<TensorType> infer(std::span<const TensorType> in) const override {
     require<UsageError>(in[0].shape.columns() == in[1].shape.columns() && in[0].shape.rows() == in[2].shape.elements() &&
-                            in[2].dtype == DType::int32,
+                            in[0].dtype == in[1].dtype && in[2].dtype == DType::int32,
                         "linear_cross_entropy: hidden ", in[0], ", weight ", in[1], " and targets ", in[2], " do not fit");
     std::vector<TensorType> outputs{{accumulator_of(in[0].dtype), {in[0].shape.rows()}}};
     if (with_gradient_) {

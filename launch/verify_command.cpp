@@ -34,7 +34,9 @@ int verify_file(const std::string& file, DType dtype, bool all) {
   const std::vector<GoldenCheck> checks = verify_golden(read_golden(file), dtype);
   const auto failed = static_cast<int>(std::count_if(checks.begin(), checks.end(), [](const auto& c) { return !c.passed(); }));
   std::printf("%s  %s\n", std::filesystem::path(file).filename().c_str(), failed == 0 ? "PASS" : "FAIL");
-  const auto is_gradient = [](const GoldenCheck& check) { return check.quantity.starts_with("gradient "); };
+  const auto is_gradient = [](const GoldenCheck& check) {
+    return check.quantity.starts_with("gradient of ") || check.quantity.starts_with("gradients of ");
+  };
   const auto worst = std::max_element(checks.begin(), checks.end(), [&](const auto& a, const auto& b) {
     return (is_gradient(a) ? a.error / a.tolerance : -1) < (is_gradient(b) ? b.error / b.tolerance : -1);
   });

@@ -98,13 +98,15 @@ void BatchWriter::write(std::span<const std::int32_t> windows, std::span<const s
     std::copy_n(window.begin() + 1, n, targets_.begin() + static_cast<std::ptrdiff_t>(s * n));
   }
   const bool masked = config_.document_mask && !document_starts.empty();
-  if (masked || (chunking_ != nullptr && chunking_->varies())) {
+  // Without documents, tables made for the documents of an earlier batch are wrong too.
+  if (masked || filled_for_documents_ || (chunking_ != nullptr && chunking_->varies())) {
     fill_tables({.sequences = sequences_,
                  .length = length_,
                  .document_starts = masked ? document_starts : std::span<const std::int32_t>{},
                  .samples = samples,
                  .seed = seed,
                  .step = step});
+    filled_for_documents_ = masked;
   }
 }
 

@@ -44,6 +44,7 @@ class BatchWriter {
   std::span<std::int32_t> tokens_, targets_, positions_;
   std::vector<ChunkTable> tables_;
   std::vector<std::int64_t> layer_of_table_;
+  bool filled_for_documents_ = false;  ///< whether tables and positions are those of a batch with documents
 };
 
 }  // namespace attamba

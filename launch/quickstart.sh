@@ -9,7 +9,7 @@
 # its own beside it. A second run goes on where the first stopped, and only shows the results when it had finished;
 # --again forgets it and starts anew.
 #
-# ATTAMBA_STEPS sets the number of training steps (default 400), ATTAMBA_RANKS that of ranks (default 2).
+# ATTAMBA_STEPS sets the number of training steps (default 500), ATTAMBA_RANKS that of ranks (default 2).
 set -euo pipefail
 
 say() { printf '\n\033[1m== %s\033[0m\n' "$*"; }
@@ -36,7 +36,7 @@ if ((${#texts[@]} > 0)); then
 fi
 ! $again || rm -rf "$work"
 ranks=${ATTAMBA_RANKS:-2}
-steps=${ATTAMBA_STEPS:-400}
+steps=${ATTAMBA_STEPS:-500}
 cores=$(nproc)
 threads=$((cores / ranks > 1 ? cores / ranks : 1))
 
@@ -46,13 +46,18 @@ on_ranks() {
     OMPI_MCA_hwloc_base_binding_policy=none OMPI_MCA_mpi_yield_when_idle=1 mpirun -n "$ranks" "$@"
 }
 
-# Cuts standard input into documents of about 64 KB, so that some can be held out for validation.
+# Cuts standard input into documents of about 16 KB, so that some can be held out for validation. Their names, and with them
+# their order, mix the text's parts.
 cut_into_documents() {
   iconv -c -f UTF-8 -t UTF-8 2> /dev/null | LC_ALL=C awk -v folder="$work/text.part" '
-    function next_file() { if (name) close(name); name = sprintf("%s/%05d.txt", folder, ++count); bytes = 0 }
+    function next_file() {
+      if (name) close(name)
+      name = sprintf("%s/%05d-%d.txt", folder, ++count * 7919 % 99991, count)
+      bytes = 0
+    }
     BEGIN { next_file() }
     { print > name; bytes += length($0) + 1 }
-    (bytes > 65536 && $0 == "") || bytes > 131072 { next_file() }'
+    (bytes > 16384 && $0 == "") || bytes > 65536 { next_file() }'
 }
 
 named_texts() {
@@ -87,7 +92,7 @@ if [[ ! -d $work/text ]]; then
   fi
   mv "$work/text.part" "$work/text"
 fi
-bytes=$(cat "$work"/text/* | wc -c)
+bytes=$(find "$work/text" -type f -exec cat {} + | wc -c)
 for file in ${json[@]+"${json[@]}"}; do
   bytes=$((bytes + $(stat -L -c %s "$file")))
 done
@@ -107,14 +112,14 @@ say "Evaluating on text that was held out"
 on_ranks $attamba eval "$work/run" --threads "$threads"
 
 say "Letting it write"
-for prompt in "The" "This license" "If you want to"; do
+for prompt in "The" "This function" "You may"; do
   $attamba generate "$work/run" --prompt "$prompt" --tokens 60 --seed 1
   echo "--"
 done
 
 $attamba plot "$work/run" --x steps --out "$work/loss.svg"
 
-first_and_last() { sed -n 's/.*"loss": *\([0-9.]*\).*/\1/p' "$work/run/metrics.jsonl" | sed -n '1p;$p' | paste -s -d ' '; }
+first_and_last() { sed -n 's/.*"loss": *\([0-9.]*\).*/\1/p' "$work/run/metrics.jsonl" | awk 'NR == 1 { first = $1 } END { printf "%.2f %.2f\n", first, $1 }'; }
 read -r first last < <(first_and_last)
 say "Done: the loss fell from $first to $last nats per token"
 cat <<END
@@ -127,8 +132,8 @@ cat <<END
   program             $attamba (--help)
 
 Next:
-  $attamba generate $work/run --prompt "Once"      let it write more
-  $attamba eval $work/run --chunk-size 4           other chunks than it was trained with
-  $attamba train --help                                      every setting
-  docs/user-guide.md                                         data, training, resuming, measuring
+  more of its writing          $attamba generate $work/run --prompt "Once"
+  other chunks than trained    $attamba eval $work/run --chunk-size 4
+  every setting                $attamba train --help
+  the whole story              docs/user-guide.md
 END

@@ -19,7 +19,8 @@ fi
 
 # A tool counts as present when it can be called, wherever it came from; a library when its Debian package is installed.
 tools=(g++:g++ cmake:cmake ninja:ninja-build ccache:ccache pkg-config:pkg-config mpirun:openmpi-bin git:git)
-libraries=(libopenmpi-dev libhdf5-dev libopenblas-dev libdnnl-dev libsentencepiece-dev libzstd-dev zlib1g-dev libcli11-dev
+# oneDNN's CMake package looks for OpenCL, which its Debian package does not bring along.
+libraries=(libopenmpi-dev libhdf5-dev libopenblas-dev libdnnl-dev ocl-icd-opencl-dev libsentencepiece-dev libzstd-dev zlib1g-dev libcli11-dev
            libtomlplusplus-dev nlohmann-json3-dev libgtest-dev libgmock-dev)
 
 missing_packages() {

@@ -82,12 +82,13 @@ inline constexpr double kGradientOne = 0x1p48;  ///< gradient elements up to 2^1
 /// totals [2] int64: totals[0] += round(loss * kLossOne) over all losses, totals[1] += number of losses that are not finite
 /// (these count 0 in totals[0]).
 void accumulate_loss(const Launch& launch, const Tensor& totals, const Tensor& losses);
-/// accumulator int64 += round(gradient * kGradientOne), gradient = 0. A gradient that is not finite or does not fit sets the
-/// accumulator to the most negative value, and no later addition of this kernel changes that (fixed_point_to_float makes NaN of
-/// sums below -2^62).
-void add_to_fixed_point(const Launch& launch, const Tensor& accumulator, const Tensor& gradient);
-/// gradient = accumulator / kGradientOne, accumulator = 0.
-void fixed_point_to_float(const Launch& launch, const Tensor& gradient, const Tensor& accumulator);
+/// accumulator int64 += round(gradient * kGradientOne), gradient = 0. Elements that are not finite, or whose magnitude exceeds
+/// `limit` (so that a step's sum cannot overflow: 2^15 over the number of additions), are left out and counted: poisoned [1]
+/// int64 += their number.
+void add_to_fixed_point(const Launch& launch, const Tensor& accumulator, const Tensor& poisoned, const Tensor& gradient,
+                        double limit);
+/// gradient = accumulator / kGradientOne, or NaN everywhere when poisoned [1] is not 0; accumulator = 0.
+void fixed_point_to_float(const Launch& launch, const Tensor& gradient, const Tensor& accumulator, const Tensor& poisoned);
 /// out [1] float64 = sum of squares of all elements of all tensors, in an order fixed by their sizes.
 void square_sum(const Launch& launch, const Tensor& out, std::span<const Tensor> tensors);
 std::size_t square_sum_workspace(std::span<const TensorType> tensors);

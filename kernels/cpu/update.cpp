@@ -1,5 +1,6 @@
 // What happens to losses and gradients after the backward: exact fixed-point sums, the global norm, AdamW.
 #include <algorithm>
+#include <atomic>
 #include <bit>
 #include <cmath>
 #include <limits>
@@ -14,7 +15,6 @@
 namespace attamba::kernels {
 namespace {
 
-constexpr std::int64_t kPoison = std::numeric_limits<std::int64_t>::min();
 constexpr double kTwo32 = 0x1p32, kTwo52 = 0x1p52, kTwo63 = 0x1p63;
 constexpr double kIntegerBias = 0x1.8p52;  // adding it leaves an integer in a double's low bits
 
@@ -172,20 +172,24 @@ void accumulate_loss(const Launch&, const Tensor& totals, const Tensor& losses) 
   total[1] += bad;
 }
 
-void add_to_fixed_point(const Launch&, const Tensor& accumulator, const Tensor& gradient) {
+void add_to_fixed_point(const Launch&, const Tensor& accumulator, const Tensor& poisoned, const Tensor& gradient,
+                        double limit) {
   require_type(accumulator, {DType::int64, gradient.shape()}, "add_to_fixed_point", "accumulator");
+  require_type(poisoned, {DType::int64, Shape{1}}, "add_to_fixed_point", "poisoned");
   std::int64_t* const sums = accumulator.as<std::int64_t>();
+  std::atomic<std::int64_t> bad = 0;  // an integer: the order of additions does not matter
   const auto accumulate = [&](auto* values) {
     parallel_ranges(gradient.elements(), kElementGrain, [&](std::int64_t begin, std::int64_t end) {
-#pragma omp simd
+      std::int64_t unfit = 0;
+#pragma omp simd reduction(+ : unfit)
       for (std::int64_t i = begin; i < end; ++i) {
-        const double scaled = std::rint(static_cast<double>(values[i]) * kGradientOne);
-        const bool fits = std::abs(scaled) < kTwo63;
-        const auto before = static_cast<std::uint64_t>(sums[i]);
-        const auto after = static_cast<std::int64_t>(before + static_cast<std::uint64_t>(to_int64(fits ? scaled : 0.0)));
-        sums[i] = !fits || sums[i] == kPoison ? kPoison : after;
+        const auto value = static_cast<double>(values[i]);
+        const bool fits = std::abs(value) <= limit;  // false for NaN
+        sums[i] += to_int64(fits ? std::rint(value * kGradientOne) : 0.0);
+        unfit += fits ? 0 : 1;
         values[i] = 0;
       }
+      bad += unfit;
     });
   };
   if (gradient.dtype() == DType::float64) {
@@ -193,17 +197,20 @@ void add_to_fixed_point(const Launch&, const Tensor& accumulator, const Tensor& 
   } else {
     accumulate(gradient.as<float>());
   }
+  poisoned.as<std::int64_t>()[0] += bad;
 }
 
-void fixed_point_to_float(const Launch&, const Tensor& gradient, const Tensor& accumulator) {
+void fixed_point_to_float(const Launch&, const Tensor& gradient, const Tensor& accumulator, const Tensor& poisoned) {
   require_type(accumulator, {DType::int64, gradient.shape()}, "fixed_point_to_float", "accumulator");
+  require_type(poisoned, {DType::int64, Shape{1}}, "fixed_point_to_float", "poisoned");
   std::int64_t* const sums = accumulator.as<std::int64_t>();
+  const double unit =
+      poisoned.as<std::int64_t>()[0] == 0 ? 1 / kGradientOne : std::numeric_limits<double>::quiet_NaN();  // NaN times anything
   const auto convert_all = [&]<class A>(A* values) {
     parallel_ranges(gradient.elements(), kElementGrain, [&](std::int64_t begin, std::int64_t end) {
 #pragma omp simd
       for (std::int64_t i = begin; i < end; ++i) {
-        const double value = to_double(sums[i]) * (1 / kGradientOne);
-        values[i] = static_cast<A>(sums[i] < kPoison / 2 ? std::numeric_limits<double>::quiet_NaN() : value);
+        values[i] = static_cast<A>(to_double(sums[i]) * unit);
         sums[i] = 0;
       }
     });

@@ -67,10 +67,11 @@ Value linear_cross_entropy_root(Tape& tape, Value hidden, Value weight, Value ta
 // ---------------------------------------------------------------------------------------------- update.cpp
 /// totals [2] int64 (fixed-point sum, count of losses that are not finite) += losses.
 void accumulate_loss(Tape& tape, Value totals, Value losses);
-/// accumulator int64 += gradient in fixed point; gradient = 0.
-void add_to_fixed_point(Tape& tape, Value accumulator, Value gradient);
-/// gradient = accumulator in floating point; accumulator = 0.
-void fixed_point_to_float(Tape& tape, Value gradient, Value accumulator);
+/// accumulator int64 += gradient in fixed point; gradient = 0. Elements beyond `limit` are counted in poisoned [1] int64
+/// instead.
+void add_to_fixed_point(Tape& tape, Value accumulator, Value poisoned, Value gradient, double limit);
+/// gradient = accumulator in floating point, NaN where anything was poisoned; accumulator = 0.
+void fixed_point_to_float(Tape& tape, Value gradient, Value accumulator, Value poisoned);
 /// float64 [1]: the sum of squares over all of these leaves.
 Value square_sum(Tape& tape, std::span<const Value> leaves);
 struct AdamWLeaves {

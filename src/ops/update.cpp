@@ -20,22 +20,26 @@ class AccumulateLoss final : public InPlaceOp {
   std::vector<int> mutated() const override { return {0}; }
 };
 
-/// Inputs: accumulator, gradient.
+/// Inputs: accumulator, poisoned, gradient.
 class AddToFixedPoint final : public InPlaceOp {
  public:
+  explicit AddToFixedPoint(double limit) : limit_(limit) {}
   std::string_view name() const override { return "add_to_fixed_point"; }
   void run(const Launch& launch, std::span<const Tensor> in, std::span<const Tensor>) const override {
-    kernels::add_to_fixed_point(launch, in[0], in[1]);
+    kernels::add_to_fixed_point(launch, in[0], in[1], in[2], limit_);
   }
-  std::vector<int> mutated() const override { return {0, 1}; }
+  std::vector<int> mutated() const override { return {0, 1, 2}; }
+
+ private:
+  double limit_;
 };
 
-/// Inputs: gradient, accumulator.
+/// Inputs: gradient, accumulator, poisoned.
 class FixedPointToFloat final : public InPlaceOp {
  public:
   std::string_view name() const override { return "fixed_point_to_float"; }
   void run(const Launch& launch, std::span<const Tensor> in, std::span<const Tensor>) const override {
-    kernels::fixed_point_to_float(launch, in[0], in[1]);
+    kernels::fixed_point_to_float(launch, in[0], in[1], in[2]);
   }
   std::vector<int> mutated() const override { return {0, 1}; }
 };
@@ -95,12 +99,12 @@ void accumulate_loss(Tape& tape, Value totals, Value losses) {
   tape.emit(std::make_shared<AccumulateLoss>(), {{totals, losses}});
 }
 
-void add_to_fixed_point(Tape& tape, Value accumulator, Value gradient) {
-  tape.emit(std::make_shared<AddToFixedPoint>(), {{accumulator, gradient}});
+void add_to_fixed_point(Tape& tape, Value accumulator, Value poisoned, Value gradient, double limit) {
+  tape.emit(std::make_shared<AddToFixedPoint>(limit), {{accumulator, poisoned, gradient}});
 }
 
-void fixed_point_to_float(Tape& tape, Value gradient, Value accumulator) {
-  tape.emit(std::make_shared<FixedPointToFloat>(), {{gradient, accumulator}});
+void fixed_point_to_float(Tape& tape, Value gradient, Value accumulator, Value poisoned) {
+  tape.emit(std::make_shared<FixedPointToFloat>(), {{gradient, accumulator, poisoned}});
 }
 
 Value square_sum(Tape& tape, std::span<const Value> leaves) {

@@ -68,13 +68,15 @@ void write_tensors(const fs::path& path, const std::vector<NamedTensor>& tensors
                         std::strerror(errno));
     const Hdf5Properties groups(H5Pcreate(H5P_LINK_CREATE), "prepare ", path.string());
     H5Pset_create_intermediate_group(groups.get(), 1);
+    const Hdf5Properties creation(H5Pcreate(H5P_DATASET_CREATE), "prepare ", path.string());
+    H5Pset_obj_track_times(creation.get(), false);  // equal weights make equal files
     for (const NamedTensor& named : tensors) {
       const std::vector<hsize_t> extents(named.tensor.shape().begin(), named.tensor.shape().end());
       const Hdf5Space space(H5Screate_simple(static_cast<int>(extents.size()), extents.data(), nullptr), "describe ",
                             named.name);
       const hid_t type = hdf5_type(named.tensor.dtype());
       const Hdf5Dataset dataset(
-          H5Dcreate2(file.get(), named.name.c_str(), type, space.get(), groups.get(), H5P_DEFAULT, H5P_DEFAULT), "create ",
+          H5Dcreate2(file.get(), named.name.c_str(), type, space.get(), groups.get(), creation.get(), H5P_DEFAULT), "create ",
           named.name, " in ", path.string());
       require(H5Dwrite(dataset.get(), type, H5S_ALL, H5S_ALL, H5P_DEFAULT, named.tensor.data) >= 0, "checkpoint: cannot write ",
               named.name, " to ", path.string(), ": ", std::strerror(errno), "; free some space or choose another run.folder");

@@ -14,11 +14,13 @@ namespace {
 constexpr const char* kStepLeaf = "step.state";             // float64 [kStepFields], written by the host once per step
 constexpr const char* kTotalsLeaf = "step.totals";          // int64 [2]: losses in fixed point, losses that are not finite
 constexpr const char* kVotesLeaf = "step.votes";            // int64 [1]: ranks that want to stop
+constexpr const char* kPoisonedLeaf = "step.poisoned";      // int64 [1]: gradient elements that fixed point cannot hold
 constexpr const char* kEvaluationLeaf = "evaluate.totals";  // as step.totals
 constexpr const char* kFixedPointPrefix = "fixed_point/";   // int64 sums of gradients
 
 const TensorType kTotalsType{DType::int64, {2}};
-const TensorType kVotesType{DType::int64, {1}};
+const TensorType kVotesType{DType::int64, {1}}, kPoisonedType{DType::int64, {1}};
+constexpr double kLargestFixedPoint = 0x1p15;
 const TensorType kStepType{DType::float64, {kernels::kStepFields}};
 
 /// The mean loss in a totals tensor over `tokens`; leaves it zero.
@@ -172,7 +174,10 @@ void ModelPrograms::emit_gradients(Tape& tape) {
   }
   for (const Value gradient : gradient_leaves(tape)) {
     const std::string name = kFixedPointPrefix + tape.info(gradient).name;
-    ops::add_to_fixed_point(tape, tape.leaf(name, {DType::int64, tape.type(gradient).shape}, Role::gradient), gradient);
+    const Value sum = tape.leaf(name, {DType::int64, tape.type(gradient).shape}, Role::gradient);
+    const auto additions = static_cast<double>(options_.global_batch / options_.micro_batch.sequences);
+    ops::add_to_fixed_point(tape, sum, tape.leaf(kPoisonedLeaf, kPoisonedType, Role::state), gradient,
+                            kLargestFixedPoint / additions);
     tape.hoist_last();
   }
 }
@@ -213,7 +218,8 @@ void ModelPrograms::emit_closing(Tape& tape) {
       }
     }
     bucket.insert(bucket.end(),
-                  {tape.leaf(kTotalsLeaf, kTotalsType, Role::state), tape.leaf(kVotesLeaf, kVotesType, Role::state)});
+                  {tape.leaf(kTotalsLeaf, kTotalsType, Role::state), tape.leaf(kVotesLeaf, kVotesType, Role::state),
+                   tape.leaf(kPoisonedLeaf, kPoisonedType, Role::state)});
     start();
     for (const auto& [reduction, leaves] : pending) {
       ops::wait_all_reduce(tape, reduction, leaves);
@@ -221,7 +227,7 @@ void ModelPrograms::emit_closing(Tape& tape) {
   }
   if (options_.deterministic) {
     for (std::size_t i = 0; i < gradients.size(); ++i) {
-      ops::fixed_point_to_float(tape, gradients[i], sums[i]);
+      ops::fixed_point_to_float(tape, gradients[i], sums[i], tape.leaf(kPoisonedLeaf, kPoisonedType, Role::state));
     }
   }
   std::vector<OptimizedParameter> optimized;
@@ -243,7 +249,8 @@ void ModelPrograms::lay_out_gradients() {
     gradients.push_back({"gradient/" + p->name, {accumulator_of(options_.dtype), p->shape}});
     fixed_point.push_back({kFixedPointPrefix + gradients.back().name, {DType::int64, p->shape}});
   }
-  const std::vector<Storage::Entry> totals{{kTotalsLeaf, kTotalsType}, {kVotesLeaf, kVotesType}};
+  const std::vector<Storage::Entry> totals{
+      {kTotalsLeaf, kTotalsType}, {kVotesLeaf, kVotesType}, {kPoisonedLeaf, kPoisonedType}};
   std::vector<Storage::Entry>& reduced = options_.deterministic ? fixed_point : gradients;
   if (options_.deterministic) {
     reduced.insert(reduced.end(), totals.begin(), totals.end());
@@ -337,7 +344,9 @@ StepResult ModelPrograms::finish_step(double learning_rate, std::int64_t updates
   step[kernels::kStepBias2] = 1 - std::pow(o.beta2, static_cast<double>(updates + 1));
   auto* votes = storage_.find(kVotesLeaf).as<std::int64_t>();
   votes[0] = vote_to_stop ? 1 : 0;
+  auto* poisoned = storage_.find(kPoisonedLeaf).as<std::int64_t>();
   run(empty ? empty_closing_ : closing_);
+  poisoned[0] = 0;
   const auto tokens = static_cast<double>(options_.global_batch * options_.micro_batch.length);
   return {.loss = take_loss(storage_.find(kTotalsLeaf), tokens),
           .gradient_norm = step[kernels::kStepGradientNorm],
@@ -347,7 +356,7 @@ StepResult ModelPrograms::finish_step(double learning_rate, std::int64_t updates
 
 void ModelPrograms::discard_gradients() {
   for (const auto& [name, tensor] : storage_.tensors()) {
-    if (name.starts_with("gradient/") || name.starts_with(kFixedPointPrefix) || name == kTotalsLeaf) {
+    if (name.starts_with("gradient/") || name.starts_with(kFixedPointPrefix) || name == kTotalsLeaf || name == kPoisonedLeaf) {
       std::fill_n(static_cast<std::byte*>(tensor.data), tensor.bytes(), std::byte{0});
     }
   }

@@ -12,7 +12,7 @@
 namespace attamba::kernels {
 namespace {
 
-constexpr std::int64_t kPoison = std::numeric_limits<std::int64_t>::min();
+constexpr double kLimit = 0x1p15;  // what fixed point holds
 
 template <class A>
 class Update : public ::testing::Test {};
@@ -61,7 +61,7 @@ TYPED_TEST(Update, FixedPointHoldsTheNearestInteger) {
     for (std::size_t i = 0; i < gradient.size(); ++i) {
       expected[i] += std::llrint(gradient.real(i) * kGradientOne);
     }
-    add_to_fixed_point({}, accumulator.tensor(), gradient.tensor());
+    add_to_fixed_point({}, accumulator.tensor(), Array<std::int64_t>({1}).tensor(), gradient.tensor(), kLimit);
     EXPECT_TRUE(accumulator.same_bits(expected)) << size;
     EXPECT_TRUE(gradient.same_bits(Array<TypeParam>({size}))) << "the gradient must be left 0";
   }
@@ -76,7 +76,7 @@ TYPED_TEST(Update, FixedPointSumsIgnoreOrderAndGrouping) {
     Array<std::int64_t> accumulator(shape);
     for (const std::uint32_t i : order) {
       auto gradient = part(i);
-      add_to_fixed_point({}, accumulator.tensor(), gradient.tensor());
+      add_to_fixed_point({}, accumulator.tensor(), Array<std::int64_t>({1}).tensor(), gradient.tensor(), kLimit);
     }
     return accumulator;
   };
@@ -90,28 +90,30 @@ TYPED_TEST(Update, FixedPointSumsIgnoreOrderAndGrouping) {
   EXPECT_TRUE(forward.same_bits(grouped));
 }
 
-TYPED_TEST(Update, WhatFixedPointCannotHoldStaysVisible) {
+TYPED_TEST(Update, WhatFixedPointCannotHoldIsCountedAndLeftOut) {
   const double kHuge = std::numeric_limits<double>::infinity();
-  const double wrong[] = {NAN, kHuge, -kHuge, 32768, -32768, 1e30, -1e30};
+  const double wrong[] = {NAN, kHuge, -kHuge, 32769, -32769, 1e30, -1e30};
   const auto count = static_cast<std::int64_t>(std::size(wrong));
   const Shape shape{4 * count};  // a wrong element, then three good ones
   Array<TypeParam> gradient(shape, -3);
   for (std::size_t i = 0; i < std::size(wrong); ++i) {
     gradient[4 * i] = static_cast<TypeParam>(wrong[i]);
   }
-  Array<std::int64_t> accumulator(shape, 5);
-  add_to_fixed_point({}, accumulator.tensor(), gradient.tensor());
-  for (int later = 0; later < 3; ++later) {
-    auto more = random_array<TypeParam>(shape, 3, 1000);
-    add_to_fixed_point({}, accumulator.tensor(), more.tensor());
-  }
+  Array<std::int64_t> accumulator(shape, 5), poisoned({1}, 2);
+  add_to_fixed_point({}, accumulator.tensor(), poisoned.tensor(), gradient.tensor(), kLimit);
+  EXPECT_EQ(poisoned[0], 2 + count);
   for (std::size_t i = 0; i < accumulator.size(); ++i) {
-    EXPECT_EQ(accumulator[i] == kPoison, i % 4 == 0) << i;
+    EXPECT_EQ(accumulator[i], i % 4 == 0 ? 5 : 5 - static_cast<std::int64_t>(3 * kGradientOne)) << i;
   }
-  accumulator[0] += std::int64_t{1} << 50;  // another rank's sum, added by a plain integer reduction
-  fixed_point_to_float({}, gradient.tensor(), accumulator.tensor());
+  Array<TypeParam> edge({2}, static_cast<TypeParam>(0.75));
+  edge[1] = static_cast<TypeParam>(0.5);
+  Array<std::int64_t> sums({2});
+  add_to_fixed_point({}, sums.tensor(), poisoned.tensor(), edge.tensor(), 0.5);
+  EXPECT_EQ(poisoned[0], 3 + count) << "0.75 exceeds the limit, 0.5 does not";
+  // One poisoned element anywhere spoils the step, so that the update is skipped on all ranks.
+  fixed_point_to_float({}, gradient.tensor(), accumulator.tensor(), poisoned.tensor());
   for (std::size_t i = 0; i < gradient.size(); ++i) {
-    EXPECT_EQ(std::isnan(gradient[i]), i % 4 == 0) << i;
+    EXPECT_TRUE(std::isnan(gradient[i])) << i;
     EXPECT_EQ(accumulator[i], 0) << "the accumulator must be left 0";
   }
 }
@@ -130,7 +132,7 @@ TYPED_TEST(Update, FixedPointComesBackAsTheNearestFloat) {
   accumulator[3] = -1;
   const auto before = accumulator;
   Array<TypeParam> gradient(shape, NAN);
-  fixed_point_to_float({}, gradient.tensor(), accumulator.tensor());
+  fixed_point_to_float({}, gradient.tensor(), accumulator.tensor(), Array<std::int64_t>({1}).tensor());
   for (std::size_t i = 0; i < gradient.size(); ++i) {
     ASSERT_EQ(gradient[i], static_cast<TypeParam>(static_cast<double>(before[i]) / kGradientOne)) << before[i];
   }
@@ -355,8 +357,8 @@ TYPED_TEST(Update, IgnoresTheNumberOfThreads) {
   expect_same_for_any_thread_count([] {
     auto gradient = random_array<TypeParam>({70001}, 8);
     Array<std::int64_t> accumulator(gradient.shape);
-    add_to_fixed_point({}, accumulator.tensor(), gradient.tensor());
-    fixed_point_to_float({}, gradient.tensor(), accumulator.tensor());
+    add_to_fixed_point({}, accumulator.tensor(), Array<std::int64_t>({1}).tensor(), gradient.tensor(), kLimit);
+    fixed_point_to_float({}, gradient.tensor(), accumulator.tensor(), Array<std::int64_t>({1}).tensor());
     return gradient;
   });
 }
@@ -373,8 +375,9 @@ TEST(UpdateErrors, RefuseWrongTypes) {
   EXPECT_THROW(adamw({}, step.tensor(), std::span(&view, 1), squares.tensor(), kSettings), Error);
   Array<float> gradient({3});
   Array<std::int64_t> accumulator({4});
-  EXPECT_THROW(add_to_fixed_point({}, accumulator.tensor(), gradient.tensor()), Error);
-  EXPECT_THROW(fixed_point_to_float({}, gradient.tensor(), accumulator.tensor()), Error);
+  EXPECT_THROW(add_to_fixed_point({}, accumulator.tensor(), Array<std::int64_t>({1}).tensor(), gradient.tensor(), kLimit),
+               Error);
+  EXPECT_THROW(fixed_point_to_float({}, gradient.tensor(), accumulator.tensor(), Array<std::int64_t>({1}).tensor()), Error);
 }
 
 }  // namespace

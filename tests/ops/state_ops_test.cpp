@@ -42,8 +42,11 @@ TEST(StateOps, AccumulateLossAddsOverReplaysAndCountsBadLosses) {
 TEST(StateOps, FixedPointSumsComeBackAsFloats) {
   Tape adding, closing;
   const TensorType floats{DType::float32, {2, 3}}, fixed{DType::int64, {2, 3}};
-  ops::add_to_fixed_point(adding, adding.leaf("sum", fixed, Role::gradient), adding.leaf("g", floats, Role::gradient));
-  ops::fixed_point_to_float(closing, closing.leaf("g", floats, Role::gradient), closing.leaf("sum", fixed, Role::gradient));
+  const TensorType count{DType::int64, {1}};
+  ops::add_to_fixed_point(adding, adding.leaf("sum", fixed, Role::gradient), adding.leaf("poisoned", count, Role::state),
+                          adding.leaf("g", floats, Role::gradient), 1e3);
+  ops::fixed_point_to_float(closing, closing.leaf("g", floats, Role::gradient), closing.leaf("sum", fixed, Role::gradient),
+                            closing.leaf("poisoned", count, Role::state));
   Storage storage;
   Arena arena;
   const Program add(adding, make_plan(adding), storage, arena), close(closing, make_plan(closing), storage, arena);

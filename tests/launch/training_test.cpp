@@ -1,0 +1,300 @@
+// Whole training runs through the built program: the same numbers on any number of ranks and threads, after any interruption.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <sys/wait.h>
+
+#include <array>
+#include <cmath>
+#include <csignal>
+#include <cstdio>
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <regex>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "src/core/error.h"
+#include "src/core/random.h"
+
+namespace attamba {
+namespace {
+
+namespace fs = std::filesystem;
+using testing::HasSubstr;
+
+struct Outcome {
+  int exit_code = -1;
+  std::string output;
+};
+
+Outcome shell(const std::string& command) {
+  Outcome outcome;
+  FILE* pipe = popen((command + " 2>&1 </dev/null").c_str(), "r");
+  std::array<char, 4096> buffer;
+  while (const std::size_t count = std::fread(buffer.data(), 1, buffer.size(), pipe)) {
+    outcome.output.append(buffer.data(), count);
+  }
+  const int status = pclose(pipe);
+  outcome.exit_code = WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+  return outcome;
+}
+
+std::string read_file(const fs::path& path) {
+  std::ifstream in(path);
+  return {std::istreambuf_iterator<char>(in), {}};
+}
+
+/// Every "name": value of a JSON text, as written: equal texts are equal bits.
+std::vector<std::string> fields(const std::string& json, const std::string& name) {
+  std::vector<std::string> values;
+  const std::regex pattern("\"" + name + "\": ?([^,}\\n]+)");
+  for (std::sregex_iterator match(json.begin(), json.end(), pattern), end; match != end; ++match) {
+    values.push_back((*match)[1]);
+  }
+  return values;
+}
+
+/// One small data set for all tests of this program, in a folder that goes when they are done.
+class Training : public testing::Test {
+ protected:
+  static void SetUpTestSuite() {
+    std::string pattern = (fs::temp_directory_path() / "attamba-training-XXXXXX").string();
+    ASSERT_NE(mkdtemp(pattern.data()), nullptr);
+    folder_ = pattern;
+    std::ofstream text(folder_ / "text.jsonl");
+    RandomStream random(3);
+    const std::vector<std::string> words{"the",   "river", "ran", "past",   "seven", "old",
+                                         "mills", "and",   "a",   "bridge", "of",    "stone"};
+    for (int document = 0; document < 60; ++document) {
+      text << "{\"text\": \"";
+      for (int i = 0; i < 120; ++i) {
+        text << words[random.below(words.size())] << ' ';
+      }
+      text << "\"}\n";
+    }
+    text.close();
+    const Outcome prepared = shell(concat(ATTAMBA_PROGRAM, " data prepare ", (folder_ / "text.jsonl").string(), " -o ",
+                                          (folder_ / "data").string(), " --vocab-size 300 --valid-fraction 0.1"));
+    ASSERT_EQ(prepared.exit_code, 0) << prepared.output;
+  }
+  static void TearDownTestSuite() { fs::remove_all(folder_); }
+
+  static fs::path run_folder(const std::string& name) { return folder_ / name; }
+
+  static std::string arguments(const std::string& name, const std::string& more) {
+    return concat(
+        " train --model.vocab_size 300 --model.dim 32 --model.n_layers 2 --model.n_heads 2 --model.ffn_dim 48 "
+        "--model.ssm.hidden 16 --model.ssm.state 8 --model.ssm.heads 2 --model.chunking.size 4 --model.chunking.leading_tokens "
+        "3 "
+        "--data.sequence_length 24 --train.steps 6 --optim.warmup 2 --train.micro_batch 1 --train.global_batch 5 "
+        "--train.log_every 1 --eval.every 3 --checkpoint.every 3 --checkpoint.keep 0 --data.train ",
+        (folder_ / "data/train").string(), " --data.valid ", (folder_ / "data/valid").string(), " --run.folder ",
+        run_folder(name).string(), ' ', more);
+  }
+
+  /// Trains into a folder of that name on `ranks` ranks of one thread.
+  static Outcome train(const std::string& name, int ranks, const std::string& more = "", const std::string& environment = "") {
+    const std::string one = concat("env OMP_NUM_THREADS=1 ", environment, ' ', ATTAMBA_PROGRAM);
+    const std::string many = concat(
+        "env OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive OMPI_ALLOW_RUN_AS_ROOT=1 "
+        "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMPI_MCA_rmaps_base_oversubscribe=1 mpirun --bind-to none -np ",
+        ranks, " " ATTAMBA_PROGRAM);
+    return shell((ranks == 1 ? one : many) + arguments(name, more));
+  }
+  static void train_well(const std::string& name, int ranks, const std::string& more = "",
+                         const std::string& environment = "") {
+    const Outcome outcome = train(name, ranks, more, environment);
+    ASSERT_EQ(outcome.exit_code, 0) << outcome.output;
+  }
+
+  static std::vector<std::string> losses(const std::string& name) {
+    return fields(read_file(run_folder(name) / "metrics.jsonl"), "loss");
+  }
+  static std::vector<std::string> evaluations(const std::string& name) {
+    return fields(read_file(run_folder(name) / "metrics.jsonl"), "eval_loss");
+  }
+  /// Checksum of the weights and moments after the last step.
+  static std::string final_state(const std::string& name, const std::string& step = "000000006") {
+    const auto sums = fields(read_file(run_folder(name) / "checkpoints" / ("step-" + step) / "manifest.json"), "tensor_crc32c");
+    return sums.size() == 1 ? sums[0] : "no checkpoint in " + name;
+  }
+  static void expect_same_run(const std::string& a, const std::string& b) {
+    EXPECT_EQ(losses(a).size(), 6u);
+    EXPECT_EQ(losses(a), losses(b)) << a << " and " << b;
+    EXPECT_EQ(evaluations(a), evaluations(b)) << a << " and " << b;
+    EXPECT_EQ(final_state(a), final_state(b)) << a << " and " << b;
+  }
+
+  static inline fs::path folder_;
+};
+
+TEST_F(Training, DeterministicRunsDoNotDependOnTheNumberOfRanks) {
+  for (const int ranks : {1, 2, 3, 4}) {
+    train_well(concat("deterministic", ranks), ranks, "--train.deterministic true");
+    expect_same_run("deterministic1", concat("deterministic", ranks));
+  }
+}
+
+TEST_F(Training, MoreRanksThanMicroBatchesIsTheSameRunToo) {
+  train_well("wide1", 1, "--train.deterministic true --train.global_batch 2");
+  train_well("wide3", 3, "--train.deterministic true --train.global_batch 2");
+  expect_same_run("wide1", "wide3");
+}
+
+TEST_F(Training, OrdinaryRunsAgreeOverRanks) {
+  train_well("plain1", 1);
+  for (const int ranks : {2, 3}) {
+    const std::string name = concat("plain", ranks);
+    train_well(name, ranks);
+    const auto expected = losses("plain1"), found = losses(name);
+    ASSERT_EQ(expected.size(), found.size());
+    for (std::size_t i = 0; i < expected.size(); ++i) {
+      EXPECT_NEAR(std::stod(found[i]) / std::stod(expected[i]), 1, 1e-6) << ranks << " ranks, step " << i + 1;
+    }
+  }
+}
+
+TEST_F(Training, ThreadsRecomputationAndPrefetchChangeNoBit) {
+  train_well("reference", 1);
+  train_well("threads", 1, "--train.threads 2");
+  train_well("recompute", 1, "--train.recompute true --data.prefetch 1");
+  expect_same_run("reference", "threads");
+  expect_same_run("reference", "recompute");
+}
+
+TEST_F(Training, RandomChunkingAndPackedDocumentsDoNotDependOnRanksEither) {
+  const std::string more = "--train.deterministic true --model.chunking.strategy random --model.document_mask true";
+  train_well("random1", 1, more);
+  train_well("random2", 2, more);
+  expect_same_run("random1", "random2");
+  train_well("not_random", 1, "--train.deterministic true --model.document_mask true");
+  EXPECT_NE(losses("random1"), losses("not_random"));
+}
+
+TEST_F(Training, ARunThatLostItsLastStepsRepeatsThemBitForBit) {
+  for (const std::string dtype : {"float32", "bfloat16"}) {
+    const std::string more = "--train.dtype " + dtype;
+    train_well("whole_" + dtype, 1, more);
+    train_well("resumed_" + dtype, 1, more);
+    // As after a kill behind step 3: the newest checkpoint is gone, metrics go on further, a save was cut off.
+    fs::remove_all(run_folder("resumed_" + dtype) / "checkpoints/step-000000006");
+    fs::create_directories(run_folder("resumed_" + dtype) / "checkpoints/step-000000006.unfinished");
+    std::ofstream(run_folder("resumed_" + dtype) / "metrics.jsonl", std::ios::app) << "{\"step\": 7, \"lo";
+    train_well("resumed_" + dtype, 1, more);
+    expect_same_run("whole_" + dtype, "resumed_" + dtype);
+    EXPECT_FALSE(fs::exists(run_folder("resumed_" + dtype) / "checkpoints/step-000000006.unfinished"));
+  }
+}
+
+TEST_F(Training, ADamagedCheckpointIsPassedOver) {
+  train_well("damaged", 1);
+  const std::string state = final_state("damaged");
+  const fs::path file = run_folder("damaged") / "checkpoints/step-000000006/tensors.h5";
+  std::fstream bytes(file, std::ios::in | std::ios::out | std::ios::binary);
+  bytes.seekg(static_cast<std::streamoff>(fs::file_size(file) / 2));
+  const int byte = bytes.get();
+  bytes.seekp(static_cast<std::streamoff>(fs::file_size(file) / 2));
+  bytes.put(static_cast<char>(byte ^ 1));
+  bytes.close();
+  const Outcome outcome = train("damaged", 1);
+  EXPECT_EQ(outcome.exit_code, 0) << outcome.output;
+  EXPECT_THAT(outcome.output, HasSubstr("damaged checkpoint"));
+  EXPECT_THAT(outcome.output, HasSubstr("tensors.h5"));
+  EXPECT_EQ(final_state("damaged"), state);
+}
+
+TEST_F(Training, OnlyDamagedCheckpointsAreNeverAFreshStart) {
+  train_well("ruined", 1);
+  for (const char* step : {"step-000000003", "step-000000006"}) {
+    fs::resize_file(run_folder("ruined") / "checkpoints" / step / "tensors.h5", 100);
+  }
+  const Outcome outcome = train("ruined", 1);
+  EXPECT_EQ(outcome.exit_code, 1) << outcome.output;
+  EXPECT_THAT(outcome.output, HasSubstr("none is whole"));
+}
+
+TEST_F(Training, AnInterruptSavesAndEndsCleanlyAndTheRunGoesOn) {
+  const std::string more = "--train.steps 400 --checkpoint.every 0 --eval.every 0 --train.log_every 100";
+  train_well("uninterrupted", 1, more);
+  // exec, so that the signal reaches the program and not a shell in front of it.
+  const std::string program = concat("OMP_NUM_THREADS=1 exec ", ATTAMBA_PROGRAM, arguments("interrupted", more));
+  const fs::path log = folder_ / "interrupted.log";
+  const pid_t child = fork();
+  if (child == 0) {
+    execl("/bin/sh", "sh", "-c", (program + " >" + log.string() + " 2>&1").c_str(), nullptr);
+    _exit(127);
+  }
+  for (int i = 0; i < 600 && read_file(run_folder("interrupted") / "metrics.jsonl").empty(); ++i) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(50));
+  }
+  kill(child, SIGINT);
+  int status = 0;
+  waitpid(child, &status, 0);
+  ASSERT_TRUE(WIFEXITED(status));
+  EXPECT_EQ(WEXITSTATUS(status), 0) << read_file(log);
+  if (!fs::exists(run_folder("interrupted") / "checkpoints/step-000000400")) {
+    EXPECT_THAT(read_file(log), HasSubstr("run the same command to go on"));
+  }
+  train_well("interrupted", 1, more);
+  EXPECT_EQ(final_state("interrupted", "000000400"), final_state("uninterrupted", "000000400"));
+}
+
+TEST_F(Training, AFolderThatHoldsAnotherRunIsRefused) {
+  train_well("taken", 1);
+  const Outcome other = train("taken", 1, "--optim.lr 0.5");
+  EXPECT_EQ(other.exit_code, 2);
+  EXPECT_THAT(other.output, testing::AllOf(HasSubstr("holds another run"), HasSubstr("optim.lr"), HasSubstr("0.5")));
+  const Outcome never = train("taken", 1, "--run.resume never");
+  EXPECT_EQ(never.exit_code, 2);
+  fs::create_directories(run_folder("foreign"));
+  std::ofstream(run_folder("foreign") / "thesis.txt") << "precious";
+  const Outcome foreign = train("foreign", 1);
+  EXPECT_EQ(foreign.exit_code, 2);
+  EXPECT_THAT(foreign.output, HasSubstr("not a run's folder"));
+  EXPECT_EQ(read_file(run_folder("foreign") / "thesis.txt"), "precious");
+}
+
+TEST_F(Training, BadDataIsRefusedBeforeAnythingStarts) {
+  const Outcome missing = train("bad_data", 1, "--data.train /nonexistent/data");
+  EXPECT_EQ(missing.exit_code, 1);
+  EXPECT_THAT(missing.output, HasSubstr("/nonexistent/data"));
+  const Outcome vocabulary = train("bad_vocabulary", 1, "--model.vocab_size 200");
+  EXPECT_NE(vocabulary.exit_code, 0);
+  EXPECT_THAT(vocabulary.output, testing::AllOf(HasSubstr("200"), HasSubstr("300")));
+  EXPECT_FALSE(fs::exists(run_folder("bad_data")));
+  EXPECT_FALSE(fs::exists(run_folder("bad_vocabulary")));
+}
+
+TEST_F(Training, ALossThatIsNotFiniteStopsTheRunWithAdvice) {
+  const std::string more = "--optim.lr 1e30 --optim.warmup 0 --optim.clip 0 --train.steps 20 --checkpoint.every 0";
+  const Outcome outcome = train("diverged", 1, more);
+  EXPECT_EQ(outcome.exit_code, 1) << outcome.output;
+  EXPECT_THAT(outcome.output, testing::AllOf(HasSubstr("not finite"), HasSubstr("--train.debug")));
+  const Outcome debugged = train("diverged_debug", 1, more + " --train.debug");
+  EXPECT_EQ(debugged.exit_code, 1) << debugged.output;
+  EXPECT_THAT(debugged.output,
+              testing::AllOf(HasSubstr("not a finite number"), testing::ContainsRegex("in (layers|the program|[a-z_])")));
+}
+
+TEST_F(Training, EvaluationAndSamplingReadTheRun) {
+  train_well("read", 1);
+  const std::string run = run_folder("read").string();
+  const Outcome evaluated = shell(concat(ATTAMBA_PROGRAM, " eval ", run));
+  ASSERT_EQ(evaluated.exit_code, 0) << evaluated.output;
+  char expected[32];
+  std::snprintf(expected, sizeof expected, "%.4f nats", std::stod(evaluations("read").back()));
+  EXPECT_THAT(evaluated.output, HasSubstr(expected));
+  const Outcome sharper = shell(concat(ATTAMBA_PROGRAM, " eval ", run, " --chunk-size 8 --leading-tokens 0"));
+  EXPECT_EQ(sharper.exit_code, 0) << sharper.output;
+  EXPECT_NE(sharper.output, evaluated.output);
+  const std::string generate = concat(ATTAMBA_PROGRAM, " generate ", run, " --prompt 'the river' --tokens 40 --seed 5");
+  const Outcome text = shell(generate);
+  EXPECT_EQ(text.exit_code, 0) << text.output;
+  EXPECT_THAT(text.output, testing::StartsWith("the river"));
+  EXPECT_EQ(shell(generate).output, text.output);
+}
+
+}  // namespace
+}  // namespace attamba

@@ -5,8 +5,8 @@
 top=$1 compiler=$2 options=$3
 cd "$top" || exit 1
 find launch src data kernels comm -name '*.h' | LC_ALL=C sort | xargs -P "$(nproc)" -I HEADER sh -c '
-  "$1" @"$2" -fsyntax-only -x c++ "$3" 2> "$4.$$" && rm -f "$4.$$" && exit 0
+  "$1" @"$2" -fsyntax-only -include "$3" -x c++ /dev/null 2> "$4.$$" && rm -f "$4.$$" && exit 0
   echo "$3 does not compile alone:"
-  head -n 20 "$4.$$"
+  head -n 8 "$4.$$"
   rm -f "$4.$$"
   exit 1' sh "$compiler" "$options" HEADER "$options.messages"

@@ -28,7 +28,7 @@ struct PrepareOptions {
   double valid_fraction = 0;        ///< of the documents; which ones is fixed by their number
   std::filesystem::path tokenizer;  ///< a .model file; empty: train one
   TokenizerTraining training;
-  std::uint64_t training_bytes = 32u << 20;  ///< of text to train on
+  std::uint64_t training_bytes = 24u << 20;  ///< of text to train on; SentencePiece needs up to 30 times as much memory
   std::string text_field = "text";
   std::uint64_t shard_tokens = std::uint64_t{1} << 26;
   int threads = 0;                                       ///< 0: one per core

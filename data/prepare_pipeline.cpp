@@ -13,13 +13,13 @@ constexpr std::size_t kPieceText = std::size_t{1} << 17;
 
 /// Text on the way, per thread and within bounds; with its tokens each byte costs about four.
 std::size_t memory_for(int threads) {
-  return std::clamp(static_cast<std::size_t>(threads) << 20, std::size_t{16} << 20, std::size_t{96} << 20);
+  return std::clamp(static_cast<std::size_t>(threads) << 20, std::size_t{16} << 20, std::size_t{64} << 20);
 }
 
-/// Remembered words per worker: 3 MiB each, less when many workers share 192 MiB.
+/// Remembered words per worker: 3 MiB each, less when many workers share 128 MiB.
 std::size_t cached_words_for(int threads) {
   std::size_t words = std::size_t{1} << 15;
-  while (words > 1024 && words * 96 * static_cast<std::size_t>(threads) > (std::size_t{192} << 20)) {
+  while (words > 1024 && words * 96 * static_cast<std::size_t>(threads) > (std::size_t{128} << 20)) {
     words /= 2;
   }
   return words;

@@ -53,11 +53,11 @@ constexpr std::array kSchedules{
 }  // namespace
 
 double learning_rate(const ScheduleSettings& settings, std::int64_t step) {
-  if (step < settings.warmup) {
-    return settings.peak * static_cast<double>(step) / static_cast<double>(settings.warmup);
-  }
   for (const auto& [name, factor] : kSchedules) {
     if (name == settings.name) {
+      if (step < settings.warmup) {
+        return settings.peak * static_cast<double>(step) / static_cast<double>(settings.warmup);
+      }
       return settings.peak * factor(settings, step);
     }
   }

@@ -44,8 +44,8 @@ struct GoldenCheck {
   bool passed() const { return error <= tolerance; }  // false for NaN
 };
 
-/// Runs the file's model in `dtype` and compares: logits, loss, all gradients together and each one (bfloat16: each kind, over all
-/// layers); in float32 and float64 also the losses, gradient norms and weights of the training steps.
+/// Runs the file's model in `dtype` and compares: logits, loss, all gradients together and each one (bfloat16: each kind, over
+/// all layers); in float32 and float64 also the losses, gradient norms and weights of the training steps.
 std::vector<GoldenCheck> verify_golden(const GoldenFile& golden, DType dtype);
 
 }  // namespace attamba

@@ -5,8 +5,8 @@
 #   launch/quickstart.sh [--again] [TEXT...]
 #
 # TEXT: files or folders of text (plain, .jsonl, .gz, .zst), at least 100 KB in all. Without any, English text that is on this
-# machine anyway (manuals, licences), so no network is needed. Results go to runs/quickstart, or for other text to a folder of
-# its own beside it. A second run goes on where the first stopped, and only shows the results when it had finished;
+# machine anyway (manuals, licences), so no network is needed. Results go to runs/quickstart and data-cache/quickstart, or for
+# other text to folders of its own beside these. A second run goes on where the first stopped, and only shows the results when it had finished;
 # --again forgets it and starts anew.
 #
 # ATTAMBA_STEPS sets the number of training steps (default 500), ATTAMBA_RANKS that of ranks (default 2).
@@ -30,11 +30,12 @@ done
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 # Text that is named gets a folder of its own, by the names, sizes and dates of its files.
-work=runs/quickstart
+name=quickstart
 if ((${#texts[@]} > 0)); then
-  work+=-$(find -L "${texts[@]}" -type f -printf '%p %s %T@\n' | LC_ALL=C sort | sha256sum | cut -c 1-8)
+  name+=-$(find -L "${texts[@]}" -type f -printf '%p %s %T@\n' | LC_ALL=C sort | sha256sum | cut -c 1-8)
 fi
-! $again || rm -rf "$work"
+work=data-cache/$name run=runs/$name
+! $again || rm -rf "$work" "$run"
 ranks=${ATTAMBA_RANKS:-2}
 steps=${ATTAMBA_STEPS:-500}
 cores=$(nproc)
@@ -101,39 +102,43 @@ vocabulary=4096
 ((bytes >= 2000000)) || vocabulary=1024
 echo "$((bytes / 1000)) KB of text in $work/text${json[*]:+ and ${#json[@]} .jsonl files}"
 inputs=(${json[@]+"${json[@]}"})
-((bytes == 0)) || inputs=("$work/text" ${inputs[@]+"${inputs[@]}"})
-$attamba data prepare "${inputs[@]}" --output "$work/data" --vocab-size $vocabulary --vocab-sample 4 --valid-fraction 0.05
+[[ -z $(find "$work/text" -type f -print -quit) ]] || inputs=("$work/text" ${inputs[@]+"${inputs[@]}"})
+$attamba data prepare "${inputs[@]}" --output "$work/tokens" --vocab-size $vocabulary --vocab-sample 4 --valid-fraction 0.05
 
 say "Training on $ranks ranks of $threads thread(s)"
 on_ranks $attamba train configs/quickstart.toml --train.steps "$steps" --train.threads "$threads" \
-  --model.vocab_size $vocabulary --data.train "$work/data/train" --data.valid "$work/data/valid" --run.folder "$work/run"
+  --model.vocab_size $vocabulary --data.train "$work/tokens/train" --data.valid "$work/tokens/valid" --run.folder "$run" ||
+  fail "training did not finish; the same command goes on where it stopped, --again starts anew"
 
 say "Evaluating on text that was held out"
-on_ranks $attamba eval "$work/run" --threads "$threads"
+on_ranks $attamba eval "$run" --threads "$threads"
 
 say "Letting it write"
 for prompt in "The" "This function" "You may"; do
-  $attamba generate "$work/run" --prompt "$prompt" --tokens 60 --seed 1
+  $attamba generate "$run" --prompt "$prompt" --tokens 60 --seed 1
   echo "--"
 done
 
-$attamba plot "$work/run" --x steps --out "$work/loss.svg"
+$attamba plot "$run" --x steps --out "$run/loss.svg"
 
-first_and_last() { sed -n 's/.*"loss": *\([0-9.]*\).*/\1/p' "$work/run/metrics.jsonl" | awk 'NR == 1 { first = $1 } END { printf "%.2f %.2f\n", first, $1 }'; }
+first_and_last() {
+  sed -n 's/.*"loss": *\([0-9.]*\).*/\1/p' "$run/metrics.jsonl" |
+    awk 'NR == 1 { first = $1 } END { printf "%.2f %.2f\n", first, $1 }'
+}
 read -r first last < <(first_and_last)
 say "Done: the loss fell from $first to $last nats per token"
 cat <<END
   text                $work/text
-  tokens, vocabulary  $work/data
-  metrics             $work/run/metrics.jsonl
-  resolved settings   $work/run/config.toml
-  checkpoints         $work/run/checkpoints
-  picture of the loss $work/loss.svg
+  tokens, vocabulary  $work/tokens
+  metrics             $run/metrics.jsonl
+  resolved settings   $run/config.toml
+  checkpoints         $run/checkpoints
+  picture of the loss $run/loss.svg
   program             $attamba (--help)
 
 Next:
-  more of its writing          $attamba generate $work/run --prompt "Once"
-  other chunks than trained    $attamba eval $work/run --chunk-size 4
+  more of its writing          $attamba generate $run --prompt "Once"
+  other chunks than trained    $attamba eval $run --chunk-size 4
   every setting                $attamba train --help
   the whole story              docs/user-guide.md
 END

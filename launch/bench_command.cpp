@@ -97,10 +97,20 @@ bool is_matrix_product(const std::string& op) {
 
 /// Runs the PyTorch peer on the same model, batch and threads, and returns its JSON line.
 nlohmann::json run_peer(const BenchOptions& options, const Config& config) {
+  ModelConfig paper;
+  paper.kind = config.model.kind;
+  paper.ssm = config.model.ssm;
+  paper.chunking = config.model.chunking;
+  paper.attn_dim = config.model.attn_dim == paper.dim ? paper.dim : 0;
+  require<UsageError>(paper == config.model,
+                      "bench: the PyTorch peer has the paper's widths only (dim 512, 8 layers, vocabulary "
+                      "32000, ...); use configs/attamba_62m.toml or configs/transformer_60m.toml");
   const std::string script = ATTAMBA_SOURCE_DIR "/tests/peers/torch_attamba.py";
-  const std::string command = concat(options.python, " '", script, "' --model ", config.model.kind, " --batch ",
-                                     config.train.micro_batch, " --sequence ", config.data.sequence_length, " --dtype ",
-                                     config.train.dtype, " --threads ", thread_count(), " --steps ", options.repeats);
+  const std::string command = concat(
+      options.python, " '", script, "' --model ", config.model.kind, " --batch ", config.train.micro_batch, " --sequence ",
+      config.data.sequence_length, " --dtype ", config.train.dtype, " --threads ", thread_count(), " --steps ", options.repeats,
+      " --chunking ", config.model.chunking.strategy, " --chunk ", config.model.chunking.size, " --leading ",
+      config.model.chunking.leading_tokens, " --ssm-hidden ", config.model.ssm.hidden, " --ssm-state ", config.model.ssm.state);
   std::cerr << "  " << command << '\n';
   const std::unique_ptr<FILE, int (*)(FILE*)> pipe(popen(command.c_str(), "r"), pclose);
   require(pipe != nullptr, "bench: cannot start ", options.python);
@@ -166,7 +176,9 @@ void bench_step(const BenchOptions& options) {
                         {"peak_flops_per_s", benchmark.peak()}};
   if (options.compare == "torch") {
     result["torch"] = run_peer(options, config);
-    std::printf("  eager PyTorch %s: %s\n", result["torch"].value("torch", "").c_str(), result["torch"].dump().c_str());
+    const double peer = result["torch"].at("tokens_per_s_median");
+    std::printf("  eager PyTorch %s: %.0f tokens/s (median); this program: %.2f times as many\n",
+                result["torch"].value("torch", "").c_str(), peer, benchmark.tokens() / median / peer);
   }
   write_json(options.json, result);
 }

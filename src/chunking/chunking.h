@@ -41,6 +41,9 @@ std::unique_ptr<ChunkingStrategy> make_explicit_chunking(std::vector<std::vector
 /// A strategy by its name in the configuration. Throws UsageError for names it does not know.
 std::unique_ptr<ChunkingStrategy> make_chunking(std::string_view name, std::int64_t size);
 
+/// Every name that a configuration may give: those of `make_chunking`, and "explicit".
+const std::vector<std::string_view>& chunking_strategies();
+
 /// The constructors that registry.cpp lists.
 std::unique_ptr<ChunkingStrategy> make_uniform_chunking(std::int64_t size);
 std::unique_ptr<ChunkingStrategy> make_cyclic_chunking(std::int64_t size);

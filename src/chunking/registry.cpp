@@ -28,4 +28,16 @@ std::unique_ptr<ChunkingStrategy> make_chunking(std::string_view name, std::int6
   throw UsageError(concat("chunking: no strategy named ", name));
 }
 
+const std::vector<std::string_view>& chunking_strategies() {
+  static const std::vector<std::string_view> kNames = [] {
+    std::vector<std::string_view> names;
+    for (const auto& [name, factory] : kStrategies) {
+      names.push_back(name);
+    }
+    names.push_back("explicit");
+    return names;
+  }();
+  return kNames;
+}
+
 }  // namespace attamba

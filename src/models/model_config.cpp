@@ -134,11 +134,6 @@ const std::vector<std::string_view>& model_kinds() {
   return kKinds;
 }
 
-const std::vector<std::string_view>& chunking_strategies() {
-  static const std::vector<std::string_view> kStrategies = {"uniform", "cyclic", "random", "explicit", "fattn", "fssm", "none"};
-  return kStrategies;
-}
-
 std::int64_t ModelConfig::attention_width() const {
   if (kind == "transformer") {
     return attn_dim == 0 ? dim : attn_dim;

@@ -6,6 +6,7 @@
 #include <string_view>
 #include <vector>
 
+#include "src/chunking/chunking.h"
 #include "src/core/field.h"
 
 namespace attamba {
@@ -95,9 +96,8 @@ void validate(const ModelConfig& config, std::int64_t sequence_length);
 /// The number of trained parameters (SPEC 4), of a valid configuration.
 std::int64_t parameter_count(const ModelConfig& config);
 
-/// The kinds of models and the chunking strategies that a configuration may name.
+/// The kinds of models that a configuration may describe.
 const std::vector<std::string_view>& model_kinds();
-const std::vector<std::string_view>& chunking_strategies();
 
 template <class Self, class Visitor>
 void ChunkingConfig::describe(Self& self, Visitor&& visit) {

@@ -37,6 +37,9 @@ class Optimizer {
 /// Throws UsageError for names it does not know.
 std::unique_ptr<Optimizer> make_optimizer(std::string_view name, const OptimizerSettings& settings);
 
+/// Every name that `make_optimizer` knows.
+const std::vector<std::string_view>& optimizer_names();
+
 std::unique_ptr<Optimizer> make_adamw(const OptimizerSettings& settings);
 
 }  // namespace attamba

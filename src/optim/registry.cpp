@@ -24,4 +24,15 @@ std::unique_ptr<Optimizer> make_optimizer(std::string_view name, const Optimizer
   throw UsageError(concat("optim.name: no optimizer named ", name));
 }
 
+const std::vector<std::string_view>& optimizer_names() {
+  static const std::vector<std::string_view> kNames = [] {
+    std::vector<std::string_view> names;
+    for (const auto& [name, factory] : kOptimizers) {
+      names.push_back(name);
+    }
+    return names;
+  }();
+  return kNames;
+}
+
 }  // namespace attamba

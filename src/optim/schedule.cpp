@@ -64,4 +64,15 @@ double learning_rate(const ScheduleSettings& settings, std::int64_t step) {
   throw UsageError(concat("optim.schedule: no schedule named ", settings.name));
 }
 
+const std::vector<std::string_view>& schedule_names() {
+  static const std::vector<std::string_view> kNames = [] {
+    std::vector<std::string_view> names;
+    for (const auto& [name, factor] : kSchedules) {
+      names.push_back(name);
+    }
+    return names;
+  }();
+  return kNames;
+}
+
 }  // namespace attamba

@@ -3,6 +3,8 @@
 
 #include <cstdint>
 #include <string>
+#include <string_view>
+#include <vector>
 
 namespace attamba {
 
@@ -19,5 +21,8 @@ struct ScheduleSettings {
 ///   cosine m + (1-m)(1+cos(pi s))/2 · linear m + (1-m)(1-s) · constant 1 · inverse_sqrt sqrt(warmup / i), not below m
 ///   wsd 1, then linear to m over the last `decay` of the run. Throws UsageError for other names.
 double learning_rate(const ScheduleSettings& settings, std::int64_t step);
+
+/// Every name that `learning_rate` knows.
+const std::vector<std::string_view>& schedule_names();
 
 }  // namespace attamba

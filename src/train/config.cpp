@@ -270,16 +270,6 @@ DType TrainConfig::compute_dtype() const {
   return dtype == "bfloat16" ? DType::bfloat16 : dtype == "float64" ? DType::float64 : DType::float32;
 }
 
-const std::vector<std::string_view>& optimizer_names() {
-  static const std::vector<std::string_view> kNames = {"adamw"};
-  return kNames;
-}
-
-const std::vector<std::string_view>& schedule_names() {
-  static const std::vector<std::string_view> kNames = {"cosine", "constant", "linear", "wsd", "inverse_sqrt"};
-  return kNames;
-}
-
 std::string to_toml(const Config& config) {
   TomlWriter writer;
   Config::describe(config, writer);

@@ -12,6 +12,8 @@
 #include "src/core/dtype.h"
 #include "src/core/field.h"
 #include "src/models/model_config.h"
+#include "src/optim/optimizer.h"
+#include "src/optim/schedule.h"
 
 namespace attamba {
 
@@ -190,10 +192,6 @@ struct WeightedFolder {
 };
 /// `data.train` taken apart: "folder" has weight 1, "folder:2.5" has 2.5.
 std::vector<WeightedFolder> weighted_folders(const std::vector<std::string>& folders);
-
-/// The optimizers and schedules that a configuration may name.
-const std::vector<std::string_view>& optimizer_names();
-const std::vector<std::string_view>& schedule_names();
 
 template <class Self, class Visitor>
 void OptimConfig::describe(Self& self, Visitor&& visit) {

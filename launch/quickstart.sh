@@ -106,8 +106,9 @@ inputs=(${json[@]+"${json[@]}"})
 $attamba data prepare "${inputs[@]}" --output "$work/tokens" --vocab-size $vocabulary --vocab-sample 4 --valid-fraction 0.05
 
 say "Training on $ranks ranks of $threads thread(s)"
-on_ranks $attamba train configs/quickstart.toml --train.steps "$steps" --train.threads "$threads" \
-  --model.vocab_size $vocabulary --data.train "$work/tokens/train" --data.valid "$work/tokens/valid" --run.folder "$run" ||
+on_ranks $attamba train configs/quickstart.toml --train.steps "$steps" --optim.warmup $((steps < 400 ? steps / 10 : 40)) \
+  --train.threads "$threads" --model.vocab_size $vocabulary --data.train "$work/tokens/train" \
+  --data.valid "$work/tokens/valid" --run.folder "$run" ||
   fail "training did not finish; the same command goes on where it stopped, --again starts anew"
 
 say "Evaluating on text that was held out"

@@ -1,7 +1,6 @@
-#include <hdf5.h>
-
 #include <nlohmann/json.hpp>
 
+#include "data/hdf5_handle.h"
 #include "src/core/error.h"
 #include "src/train/config.h"
 #include "src/train/golden.h"
@@ -10,79 +9,62 @@ namespace attamba {
 
 namespace {
 
-/// An open HDF5 object, closed by its own function.
-class Handle {
- public:
-  Handle(hid_t id, herr_t (*close)(hid_t)) : id_(id), close_(close) {}
-  ~Handle() {
-    if (id_ >= 0) {
-      close_(id_);
-    }
-  }
-  Handle(const Handle&) = delete;
-  Handle& operator=(const Handle&) = delete;
-  hid_t id() const { return id_; }
-  bool valid() const { return id_ >= 0; }
-
- private:
-  hid_t id_;
-  herr_t (*close_)(hid_t);
-};
-
 class Reader {
  public:
-  explicit Reader(const std::filesystem::path& path) : path_(path), file_(open(path), H5Fclose) {
-    require(file_.valid(), path.string(), ": not an HDF5 file, or it cannot be read; golden files are made by the oracle");
-  }
+  explicit Reader(const std::filesystem::path& path)
+      : path_(path),
+        file_(open(path), "read ", path.string(), ": not an HDF5 file, or it cannot be read; golden files are made by the oracle") {}
 
   std::string text_attribute(const std::string& name) const {
-    require(H5Aexists(file_.id(), name.c_str()) > 0, path_.string(), ": attribute ", name,
+    require(H5Aexists(file_.get(), name.c_str()) > 0, path_.string(), ": attribute ", name,
             " is missing; is this a golden file?");
-    const Handle attribute(H5Aopen(file_.id(), name.c_str(), H5P_DEFAULT), H5Aclose);
-    const Handle type(H5Aget_type(attribute.id()), H5Tclose);
-    require(H5Tget_class(type.id()) == H5T_STRING, path_.string(), ": attribute ", name, " is not text");
-    if (H5Tis_variable_str(type.id()) > 0) {
-      const Handle memory(H5Tcopy(H5T_C_S1), H5Tclose);
-      H5Tset_size(memory.id(), H5T_VARIABLE);
-      H5Tset_cset(memory.id(), H5Tget_cset(type.id()));
+    const Hdf5Attribute attribute(H5Aopen(file_.get(), name.c_str(), H5P_DEFAULT), "read attribute ", name, " of ",
+                                  path_.string());
+    const Hdf5Type type(H5Aget_type(attribute.get()), "read attribute ", name, " of ", path_.string());
+    require(H5Tget_class(type.get()) == H5T_STRING, path_.string(), ": attribute ", name, " is not text");
+    if (H5Tis_variable_str(type.get()) > 0) {
+      const Hdf5Type memory(H5Tcopy(H5T_C_S1), "describe text");
+      H5Tset_size(memory.get(), H5T_VARIABLE);
+      H5Tset_cset(memory.get(), H5Tget_cset(type.get()));
       char* text = nullptr;
-      require(H5Aread(attribute.id(), memory.id(), &text) >= 0 && text != nullptr, path_.string(), ": cannot read attribute ",
+      require(H5Aread(attribute.get(), memory.get(), &text) >= 0 && text != nullptr, path_.string(), ": cannot read attribute ",
               name);
       std::string result(text);
       H5free_memory(text);
       return result;
     }
-    std::string result(H5Tget_size(type.id()), '\0');
-    require(H5Aread(attribute.id(), type.id(), result.data()) >= 0, path_.string(), ": cannot read attribute ", name);
+    std::string result(H5Tget_size(type.get()), '\0');
+    require(H5Aread(attribute.get(), type.get(), result.data()) >= 0, path_.string(), ": cannot read attribute ", name);
     return result;
   }
 
-  bool has(const std::string& name) const { return H5Lexists(file_.id(), name.c_str(), H5P_DEFAULT) > 0; }
+  bool has(const std::string& name) const { return H5Lexists(file_.get(), name.c_str(), H5P_DEFAULT) > 0; }
 
   GoldenTensor tensor(const std::string& name) const {
-    const Handle dataset(has_path(name) ? H5Dopen2(file_.id(), name.c_str(), H5P_DEFAULT) : hid_t{-1}, H5Dclose);
-    require(dataset.valid(), path_.string(), ": dataset ", name, " is missing");
-    const Handle space(H5Dget_space(dataset.id()), H5Sclose);
-    const int rank = H5Sget_simple_extent_ndims(space.id());
+    require(has_path(name), path_.string(), ": dataset ", name, " is missing");
+    const Hdf5Dataset dataset(H5Dopen2(file_.get(), name.c_str(), H5P_DEFAULT), "open ", name, " in ", path_.string());
+    const Hdf5Space space(H5Dget_space(dataset.get()), "describe ", name, " in ", path_.string());
+    const int rank = H5Sget_simple_extent_ndims(space.get());
     require(rank >= 0 && rank <= static_cast<int>(Shape::kMaxRank), path_.string(), ": ", name, " has ", rank, " dimensions");
     std::vector<hsize_t> extents(static_cast<std::size_t>(rank));
-    H5Sget_simple_extent_dims(space.id(), extents.data(), nullptr);
+    H5Sget_simple_extent_dims(space.get(), extents.data(), nullptr);
     const std::vector<std::int64_t> signed_extents(extents.begin(), extents.end());
     GoldenTensor result{.shape = Shape(signed_extents), .values = {}};
     result.values.resize(static_cast<std::size_t>(result.shape.elements()));
-    require(H5Dread(dataset.id(), H5T_NATIVE_DOUBLE, H5S_ALL, H5S_ALL, H5P_DEFAULT, result.values.data()) >= 0, path_.string(),
+    require(H5Dread(dataset.get(), H5T_NATIVE_DOUBLE, H5S_ALL, H5S_ALL, H5P_DEFAULT, result.values.data()) >= 0, path_.string(),
             ": cannot read ", name, "; the file is damaged");
-    result.float32_error = number_attribute(dataset.id(), "float32_error");
-    result.bfloat16_error = number_attribute(dataset.id(), "bfloat16_error");
+    result.float32_error = number_attribute(dataset.get(), "float32_error");
+    result.bfloat16_error = number_attribute(dataset.get(), "bfloat16_error");
     return result;
   }
 
   std::vector<std::string> names_in(const std::string& group) const {
     require(has(group), path_.string(), ": group ", group, " is missing");
     std::vector<std::string> names;
-    const Handle opened(H5Gopen2(file_.id(), group.c_str(), H5P_DEFAULT), H5Gclose);
+    const Hdf5Handle<H5Gclose> opened(H5Gopen2(file_.get(), group.c_str(), H5P_DEFAULT), "open ", group, " in ",
+                                      path_.string());
     H5Literate(
-        opened.id(), H5_INDEX_NAME, H5_ITER_INC, nullptr,
+        opened.get(), H5_INDEX_NAME, H5_ITER_INC, nullptr,
         [](hid_t, const char* name, const H5L_info_t*, void* out) -> herr_t {
           static_cast<std::vector<std::string>*>(out)->emplace_back(name);
           return 0;
@@ -93,7 +75,6 @@ class Reader {
 
  private:
   static hid_t open(const std::filesystem::path& path) {
-    H5Eset_auto2(H5E_DEFAULT, nullptr, nullptr);  // our messages instead of HDF5's stack
     return H5Fis_hdf5(path.c_str()) > 0 ? H5Fopen(path.c_str(), H5F_ACC_RDONLY, H5P_DEFAULT) : hid_t{-1};
   }
   /// H5Lexists wants every group on the way to exist.
@@ -108,14 +89,15 @@ class Reader {
   static double number_attribute(hid_t object, const char* name) {
     double value = 0;
     if (H5Aexists(object, name) > 0) {
-      const Handle attribute(H5Aopen(object, name, H5P_DEFAULT), H5Aclose);
-      H5Aread(attribute.id(), H5T_NATIVE_DOUBLE, &value);
+      const Hdf5Attribute attribute(H5Aopen(object, name, H5P_DEFAULT), "read attribute ", name);
+      H5Aread(attribute.get(), H5T_NATIVE_DOUBLE, &value);
     }
     return value;
   }
 
   std::filesystem::path path_;
-  Handle file_;
+  Hdf5Quiet quiet_;  ///< first: it outlives the file
+  Hdf5File file_;
 };
 
 std::map<std::string, GoldenTensor> read_group(const Reader& reader, const std::string& group) {

@@ -33,13 +33,7 @@ Value declare_attention(ModelBuilder& b, Value x, std::int64_t layer, const std:
 }  // namespace
 
 void declare_attamba(ModelBuilder& b, ResidualStream& h) {
-  for (std::int64_t layer = 0; layer < b.config.n_layers; ++layer) {
-    const std::string prefix = concat("layers.", layer, ".");
-    const Tape::Scope scope(b.tape, concat("layers.", layer));
-    const Tape::Segment segment(b.tape, b.recompute);
-    h.add(declare_attention(b, h.norm(prefix + "attention_norm.weight"), layer, prefix + "attention."));
-    h.add(declare_feed_forward(b, h.norm(prefix + "ffn_norm.weight"), prefix + "feed_forward."));
-  }
+  declare_attention_blocks(b, h, declare_attention);
 }
 
 }  // namespace attamba

@@ -83,4 +83,14 @@ Value declare_ssm(ModelBuilder& b, Value u, std::int64_t width, const std::strin
   return ops::linear(b.tape, y, b.matrix(prefix + "out_proj.weight", width, ssm.hidden), addend);
 }
 
+void declare_attention_blocks(ModelBuilder& b, ResidualStream& h, DeclareAttention declare_attention) {
+  for (std::int64_t layer = 0; layer < b.config.n_layers; ++layer) {
+    const std::string prefix = concat("layers.", layer, ".");
+    const Tape::Scope scope(b.tape, concat("layers.", layer));
+    const Tape::Segment segment(b.tape, b.recompute);
+    h.add(declare_attention(b, h.norm(prefix + "attention_norm.weight"), layer, prefix + "attention."));
+    h.add(declare_feed_forward(b, h.norm(prefix + "ffn_norm.weight"), prefix + "feed_forward."));
+  }
+}
+
 }  // namespace attamba

@@ -90,6 +90,11 @@ Value declare_feed_forward(ModelBuilder& builder, Value x, const std::string& pr
 /// begins.
 Value declare_ssm(ModelBuilder& builder, Value u, std::int64_t width, const std::string& prefix, Value starts, Value addend);
 
+/// Attention of one block: x [T, D], already normed -> what it adds to the residual stream. `prefix` is "layers.3.attention.".
+using DeclareAttention = Value (*)(ModelBuilder& builder, Value x, std::int64_t layer, const std::string& prefix);
+/// n_layers times h += attention(norm h); h += feed_forward(norm h) (SPEC 4), each block a recompute segment where asked.
+void declare_attention_blocks(ModelBuilder& builder, ResidualStream& stream, DeclareAttention declare_attention);
+
 /// The blocks of one kind of model: from the embedded tokens to the last block's result.
 using DeclareBlocks = void (*)(ModelBuilder& builder, ResidualStream& stream);
 void declare_attamba(ModelBuilder& builder, ResidualStream& stream);

@@ -6,6 +6,7 @@
 
 #include "src/core/error.h"
 #include "src/core/random.h"
+#include "src/train/config.h"
 
 namespace attamba {
 
@@ -84,6 +85,19 @@ void initialize_tensor(std::span<A> out, const ParameterInfo& parameter, std::ui
 }
 
 }  // namespace
+
+ProgramOptions program_options(const Config& config, const ChunkingStrategy* chunking) {
+  const OptimConfig& o = config.optim;
+  return {.model = config.model,
+          .chunking = chunking,
+          .micro_batch = {config.train.micro_batch, config.data.sequence_length},
+          .dtype = config.train.compute_dtype(),
+          .recompute = config.train.recompute,
+          .deterministic = config.train.deterministic,
+          .global_batch = config.train.global_batch,
+          .optimizer = o.name,
+          .optimizer_settings = {o.beta1, o.beta2, o.eps, o.weight_decay, o.clip}};
+}
 
 ModelPrograms::ModelPrograms(const ProgramOptions& options, Communicator& communicator)
     : options_(options),

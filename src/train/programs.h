@@ -38,6 +38,10 @@ struct ProgramOptions {
   std::size_t bucket_bytes = std::size_t{4} << 20;  ///< gradients travel in pieces of about this size
 };
 
+struct Config;
+/// The programs that a run's configuration asks for.
+ProgramOptions program_options(const Config& config, const ChunkingStrategy* chunking);
+
 /// What one optimizer step came to, the same on all ranks.
 struct StepResult {
   double loss = 0;           ///< mean over the global batch's tokens, nats; NaN when any token's loss was not finite

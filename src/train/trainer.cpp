@@ -62,18 +62,7 @@ Trainer::Trainer(const Config& config, Communicator& communicator) : config_(con
             .ranks = communicator_.size()};
   open_data();
   chunking_ = make_model_chunking(config_.model);
-  const OptimConfig& o = config_.optim;
-  programs_ =
-      std::make_unique<ModelPrograms>(ProgramOptions{.model = config_.model,
-                                                     .chunking = chunking_.get(),
-                                                     .micro_batch = {config_.train.micro_batch, config_.data.sequence_length},
-                                                     .dtype = config_.train.compute_dtype(),
-                                                     .recompute = config_.train.recompute,
-                                                     .deterministic = config_.train.deterministic,
-                                                     .global_batch = config_.train.global_batch,
-                                                     .optimizer = o.name,
-                                                     .optimizer_settings = {o.beta1, o.beta2, o.eps, o.weight_decay, o.clip}},
-                                      communicator_);
+  programs_ = std::make_unique<ModelPrograms>(program_options(config_, chunking_.get()), communicator_);
   if (config_.train.debug) {
     programs_->observe(profile_.observer(), true);
   }

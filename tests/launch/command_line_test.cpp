@@ -1,11 +1,10 @@
 // Exit codes and messages of the program. Every mistake here is found before anything starts, so these tests are quick.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
-#include <sys/wait.h>
 
-#include <array>
-#include <cstdio>
 #include <string>
+
+#include "tests/launch/shell.h"
 
 namespace attamba {
 namespace {
@@ -14,21 +13,8 @@ using testing::AllOf;
 using testing::HasSubstr;
 using testing::StartsWith;
 
-struct Outcome {
-  int exit_code = -1;
-  std::string output;  ///< stdout and stderr together
-};
-
 Outcome run(const std::string& arguments) {
-  Outcome outcome;
-  FILE* pipe = popen((std::string(ATTAMBA_PROGRAM) + " " + arguments + " 2>&1 </dev/null").c_str(), "r");
-  std::array<char, 4096> buffer;
-  while (const std::size_t count = std::fread(buffer.data(), 1, buffer.size(), pipe)) {
-    outcome.output.append(buffer.data(), count);
-  }
-  const int status = pclose(pipe);
-  outcome.exit_code = WIFEXITED(status) ? WEXITSTATUS(status) : -1;
-  return outcome;
+  return shell(std::string(ATTAMBA_PROGRAM) + " " + arguments);
 }
 
 /// The one line that a mistaken command line gives, with exit code 2.

@@ -6,12 +6,10 @@
 #include <algorithm>
 #include <cerrno>
 #include <chrono>
-#include <cmath>
 #include <limits>
 #include <memory>
 #include <optional>
 #include <system_error>
-#include <thread>
 
 #include "data/files.h"
 #include "data/prepare_pipeline.h"

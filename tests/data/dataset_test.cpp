@@ -169,7 +169,6 @@ TEST_F(DatasetTest, TruncationWhileInUseIsAnErrorToo) {
 }
 
 TEST_F(DatasetTest, SwappedShardsAreNamed) {
-  const auto path = copy();
   // Shards of the same size, so that only their checksums tell them apart.
   TemporaryFolder same;
   const std::string line = made_up_text(1, 600);

@@ -122,12 +122,10 @@ done
 
 $attamba plot "$run" --x steps --out "$run/loss.svg"
 
-first_and_last() {
-  sed -n 's/.*"loss": *\([0-9.]*\).*/\1/p' "$run/metrics.jsonl" |
-    awk 'NR == 1 { first = $1 } END { printf "%.2f %.2f\n", first, $1 }'
-}
-read -r first last < <(first_and_last)
-say "Done: the loss fell from $first to $last nats per token"
+# Single batches scatter: the last loss is the mean over the last ten that were logged.
+losses=$(sed -n 's/.*"loss": *\([0-9.]*\).*/\1/p' "$run/metrics.jsonl")
+last=$(tail -n 10 <<< "$losses" | awk '{ sum += $1 } END { printf "%.2f", sum / NR }')
+say "Done: the loss fell from $(head -n 1 <<< "$losses" | cut -c 1-4) to $last nats per token"
 cat <<END
   text                $work/text
   tokens, vocabulary  $work/tokens

@@ -13,7 +13,8 @@ class Reader {
  public:
   explicit Reader(const std::filesystem::path& path)
       : path_(path),
-        file_(open(path), "read ", path.string(), ": not an HDF5 file, or it cannot be read; golden files are made by the oracle") {}
+        file_(open(path), "read ", path.string(),
+              ": not an HDF5 file, or it cannot be read; golden files are made by the oracle") {}
 
   std::string text_attribute(const std::string& name) const {
     require(H5Aexists(file_.get(), name.c_str()) > 0, path_.string(), ": attribute ", name,

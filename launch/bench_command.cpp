@@ -9,7 +9,9 @@
 #include <memory>
 #include <nlohmann/json.hpp>
 
+#include "comm/launch_environment.h"
 #include "comm/single_process.h"
+#include "launch/bench.h"
 #include "launch/commands.h"
 #include "launch/config_options.h"
 #include "launch/session.h"
@@ -45,15 +47,9 @@ class Benchmark {
   explicit Benchmark(Config config) : config_(std::move(config)), chunking_(make_model_chunking(config_.model)) {
     set_threads(config_.train.threads, communicator_);
     peak_ = kernels::measure_matmul_peak(config_.train.compute_dtype(), kPeakSeconds);
-    programs_ =
-        std::make_unique<ModelPrograms>(ProgramOptions{.model = config_.model,
-                                                       .chunking = chunking_.get(),
-                                                       .micro_batch = {config_.train.micro_batch, config_.data.sequence_length},
-                                                       .dtype = config_.train.compute_dtype(),
-                                                       .recompute = config_.train.recompute,
-                                                       .deterministic = config_.train.deterministic,
-                                                       .global_batch = config_.train.micro_batch},
-                                        communicator_);
+    ProgramOptions options = program_options(config_, chunking_.get());
+    options.global_batch = config_.train.micro_batch;  // every step is one micro-batch
+    programs_ = std::make_unique<ModelPrograms>(options, communicator_);
     programs_->initialize(0);
     RandomStream random(1);
     std::vector<std::int32_t> windows(static_cast<std::size_t>(config_.train.micro_batch * (config_.data.sequence_length + 1)));
@@ -216,6 +212,9 @@ CLI::App* add_bench(CLI::App& parent, const char* name, const char* help, const 
 
 void add_bench_command(CLI::App& program) {
   CLI::App* bench = program.add_subcommand("bench", "measure training speed on random tokens");
+  bench->parse_complete_callback([] {
+    require<UsageError>(!read_launch_environment().mpi, "bench: measures one process; start it without mpirun or srun");
+  });
   bench->require_subcommand(1);
   auto step = std::make_shared<BenchOptions>();
   CLI::App* command = add_bench(*bench, "step", "tokens per second of whole optimizer steps", step);
@@ -225,6 +224,7 @@ void add_bench_command(CLI::App& program) {
   command->callback([step] { bench_step(*step); });
   auto ops = std::make_shared<BenchOptions>();
   add_bench(*bench, "ops", "a table of every kind of op: time, FLOP/s, bytes/s", ops)->callback([ops] { bench_ops(*ops); });
+  add_bench_matmul_command(*bench);
 }
 
 }  // namespace attamba

@@ -21,7 +21,7 @@ constexpr int kUsage = 2;
 
 constexpr std::string_view kFlows = R"(
 Common flows:
-  attamba verify                               check this machine's results against the golden files
+  attamba verify tests/golden/*.h5             check this machine's results against golden files
   attamba train configs/attamba_small.toml     train; `attamba train --help` lists every key with its default
       --optim.lr 1e-3 --model.chunking.size 4  ... with some keys changed
       --run.folder runs/first                  ... into a folder of its own; run the same line again to resume

@@ -19,9 +19,9 @@ void handle_stop(int signal) {
 }
 
 void train(const ConfigOptions& options) {
-  const Config config = options.load();
-  validate(config);
   run_on_ranks([&](Communicator& communicator) {
+    const Config config = options.load();
+    validate(config);
     std::signal(SIGINT, handle_stop);
     std::signal(SIGTERM, handle_stop);
     set_threads(config.train.threads, communicator);

@@ -5,12 +5,14 @@
 #include <chrono>
 #include <dnnl.hpp>
 #include <string>
+#include <type_traits>
 #include <unordered_map>
-#include <vector>
 
+#include "kernels/benchmarks.h"
 #include "kernels/cpu/matmul_onednn.h"
 #include "kernels/cpu/matmul_tile.h"
 #include "kernels/kernels.h"
+#include "src/core/storage.h"
 
 namespace attamba::kernels {
 namespace {
@@ -21,58 +23,74 @@ double seconds_now() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
-/// Best rate of `product` over about `seconds`, the first run not counted.
-template <class Product>
-double best_rate(double seconds, const Product& product) {
-  product();
-  double best = 1e300;
-  const double begin = seconds_now();
-  do {
-    const double start = seconds_now();
-    product();
-    best = std::min(best, seconds_now() - start);
-  } while (seconds_now() - begin < seconds);
-  constexpr double kOperations = 2.0 * kPeakExtent * kPeakExtent * kPeakExtent;
-  return kOperations / best;
-}
+/// The extents of a product as its operands are stored.
+struct Extents {
+  std::int64_t m, n, k;
+
+  Extents(const Tensor& a, const Tensor& b, bool transpose_a, bool transpose_b)
+      : m(transpose_a ? a.shape().columns() : a.shape().rows()),
+        n(transpose_b ? b.shape().rows() : b.shape().columns()),
+        k(transpose_a ? a.shape().rows() : a.shape().columns()) {}
+};
+
+/// OpenBLAS with all threads for the moment. An OpenBLAS built on OpenMP also sets the number of OpenMP's threads.
+class BlasThreads {
+ public:
+  BlasThreads() : threads_(thread_count()) { openblas_set_num_threads(threads_); }
+  ~BlasThreads() {
+    openblas_set_num_threads(1);
+    omp_set_num_threads(threads_);
+  }
+  BlasThreads(const BlasThreads&) = delete;
+  BlasThreads& operator=(const BlasThreads&) = delete;
+
+ private:
+  int threads_;
+};
 
 template <class T>
-double blas_peak(double seconds) {
-  constexpr int kExtent = static_cast<int>(kPeakExtent);
-  const std::vector<T> a(kPeakExtent * kPeakExtent, T(0.5)), b(a);
-  std::vector<T> c(a);
-  openblas_set_num_threads(thread_count());
-  const double rate = best_rate(seconds, [&] {
+std::function<void()> blas_matmul(const Tensor& out, const Tensor& a, const Tensor& b, bool transpose_a, bool transpose_b,
+                                  bool accumulate) {
+  const Extents extents(a, b, transpose_a, transpose_b);
+  const auto order_a = transpose_a ? CblasTrans : CblasNoTrans, order_b = transpose_b ? CblasTrans : CblasNoTrans;
+  const int m = static_cast<int>(extents.m), n = static_cast<int>(extents.n), k = static_cast<int>(extents.k);
+  const int a_stride = static_cast<int>(a.shape().columns()), b_stride = static_cast<int>(b.shape().columns());
+  return [=, to = out.as<T>(), left = a.as<T>(), right = b.as<T>(), beta = accumulate ? T(1) : T(0)] {
+    const BlasThreads threads;
     if constexpr (std::is_same_v<T, float>) {
-      cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasNoTrans, kExtent, kExtent, kExtent, 1.0f, a.data(), kExtent, b.data(),
-                  kExtent, 0.0f, c.data(), kExtent);
+      cblas_sgemm(CblasRowMajor, order_a, order_b, m, n, k, 1.0f, left, a_stride, right, b_stride, beta, to, n);
     } else {
-      cblas_dgemm(CblasRowMajor, CblasNoTrans, CblasNoTrans, kExtent, kExtent, kExtent, 1.0, a.data(), kExtent, b.data(),
-                  kExtent, 0.0, c.data(), kExtent);
+      cblas_dgemm(CblasRowMajor, order_a, order_b, m, n, k, 1.0, left, a_stride, right, b_stride, beta, to, n);
     }
-  });
-  openblas_set_num_threads(1);
-  return rate;
+  };
 }
 
-double bfloat16_peak(double seconds) {
+std::function<void()> onednn_matmul(const Tensor& out, const Tensor& a, const Tensor& b, bool transpose_a, bool transpose_b,
+                                    bool accumulate) {
   using Memory = dnnl::memory;
-  const dnnl::engine engine(dnnl::engine::kind::cpu, 0);
-  dnnl::stream stream(engine);
-  const auto matrix = [](Memory::data_type type) {
-    return Memory::desc({kPeakExtent, kPeakExtent}, type, Memory::format_tag::ab);
+  const Extents extents(a, b, transpose_a, transpose_b);
+  const auto describe = [](const Tensor& tensor, std::int64_t rows, std::int64_t columns, bool transposed) {
+    const std::int64_t stride = tensor.shape().columns();
+    return Memory::desc({rows, columns}, tensor.dtype() == DType::bfloat16 ? Memory::data_type::bf16 : Memory::data_type::f32,
+                        transposed ? Memory::dims{1, stride} : Memory::dims{stride, 1});
   };
-  const auto in = matrix(Memory::data_type::bf16), out = matrix(Memory::data_type::f32);
-  const dnnl::matmul product(dnnl::matmul::primitive_desc(dnnl::matmul::desc(in, in, out), engine));
-  std::vector<bfloat16> a(kPeakExtent * kPeakExtent, bfloat16(0.5f)), b(a);
-  std::vector<float> c(a.size());
-  const std::unordered_map<int, Memory> arguments{{DNNL_ARG_SRC, Memory(in, engine, a.data())},
-                                                  {DNNL_ARG_WEIGHTS, Memory(in, engine, b.data())},
-                                                  {DNNL_ARG_DST, Memory(out, engine, c.data())}};
-  return best_rate(seconds, [&] {
+  const auto left = describe(a, extents.m, extents.k, transpose_a), right = describe(b, extents.k, extents.n, transpose_b);
+  const auto to = describe(out, extents.m, extents.n, false);
+  dnnl::primitive_attr attributes;
+  if (accumulate) {
+    dnnl::post_ops operations;
+    operations.append_sum(1.0f);
+    attributes.set_post_ops(operations);
+  }
+  const dnnl::engine engine(dnnl::engine::kind::cpu, 0);
+  const dnnl::matmul product(dnnl::matmul::primitive_desc(dnnl::matmul::desc(left, right, to), attributes, engine));
+  const std::unordered_map<int, Memory> arguments{{DNNL_ARG_SRC, Memory(left, engine, a.data)},
+                                                  {DNNL_ARG_WEIGHTS, Memory(right, engine, b.data)},
+                                                  {DNNL_ARG_DST, Memory(to, engine, out.data)}};
+  return [product, arguments, stream = dnnl::stream(engine)]() mutable {
     product.execute(stream, arguments);
     stream.wait();
-  });
+  };
 }
 
 std::string blas_name() {
@@ -88,17 +106,38 @@ std::string onednn_name() {
 
 }  // namespace
 
+DType library_operand_type(DType dtype) {
+  require(dtype == DType::float32 || dtype == DType::bfloat16 || dtype == DType::float64,
+          "matmul: expected a floating-point type, got ", name_of(dtype));
+  return dtype == DType::bfloat16 && !has_native_bfloat16() ? DType::float32 : dtype;
+}
+
+std::function<void()> library_matmul(const Tensor& out, const Tensor& a, const Tensor& b, bool transpose_a, bool transpose_b,
+                                     bool accumulate) {
+  require(a.dtype() == library_operand_type(a.dtype()), "matmul: the library multiplies no ", name_of(a.dtype()), " here");
+  const auto make = a.dtype() == DType::float32   ? blas_matmul<float>
+                    : a.dtype() == DType::float64 ? blas_matmul<double>
+                                                  : onednn_matmul;
+  return make(out, a, b, transpose_a, transpose_b, accumulate);
+}
+
 double measure_matmul_peak(DType dtype, double seconds) {
-  switch (dtype) {
-    case DType::float64:
-      return blas_peak<double>(seconds);
-    case DType::bfloat16:
-      return has_native_bfloat16() ? bfloat16_peak(seconds) : blas_peak<float>(seconds);
-    case DType::float32:
-      return blas_peak<float>(seconds);
-    default:
-      throw Error(concat("matmul peak: expected a floating-point type, got ", name_of(dtype)));
-  }
+  const DType type = library_operand_type(dtype);
+  const TensorType operand{type, {kPeakExtent, kPeakExtent}}, result{accumulator_of(type), operand.shape};
+  const HostBuffer a(operand.bytes(), "a benchmark"), b(operand.bytes(), "a benchmark"), c(result.bytes(), "a benchmark");
+  fill({}, {a.data(), operand}, 0.5);
+  fill({}, {b.data(), operand}, 0.5);
+  const auto product = library_matmul({c.data(), result}, {a.data(), operand}, {b.data(), operand}, false, false, false);
+  product();
+  double best = 1e300;
+  const double begin = seconds_now();
+  do {
+    const double start = seconds_now();
+    product();
+    best = std::min(best, seconds_now() - start);
+  } while (seconds_now() - begin < seconds);
+  constexpr double kOperations = 2.0 * kPeakExtent * kPeakExtent * kPeakExtent;
+  return kOperations / best;
 }
 
 const char* matmul_library(DType dtype) {

@@ -61,7 +61,23 @@ FileSum sum_file(const fs::path& path) {
   return sum;
 }
 
+/// Finds out that there is no room before HDF5 does, which cannot recover from a write that fails: allocates the space, and
+/// gives it back.
+void require_space(const fs::path& path, const std::vector<NamedTensor>& tensors) {
+  std::uint64_t bytes = std::uint64_t{64} << 10;
+  for (const NamedTensor& named : tensors) {
+    bytes += named.tensor.bytes() + 4096;  // data, and its description in the file
+  }
+  const FileDescriptor probe(::open(path.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0644));
+  require(static_cast<bool>(probe), "cannot create ", path.string(), ": ", std::strerror(errno));
+  const int error = posix_fallocate(probe.get(), 0, static_cast<off_t>(bytes));
+  fs::remove(path);
+  require(error == 0, path.string(), ": no room for ", bytes, " bytes: ", std::strerror(error),
+          "; free some space or choose another run.folder");
+}
+
 void write_tensors(const fs::path& path, const std::vector<NamedTensor>& tensors) {
+  require_space(path, tensors);
   const Hdf5Quiet quiet;
   {
     const Hdf5File file(H5Fcreate(path.c_str(), H5F_ACC_EXCL, H5P_DEFAULT, H5P_DEFAULT), "create ", path.string(), ": ",

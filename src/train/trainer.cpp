@@ -186,6 +186,13 @@ void Trainer::report_setup() {
 }
 
 Trainer::Outcome Trainer::run() {
+  if (state_.step >= config_.train.steps) {
+    if (leads()) {
+      progress_->message(
+          "this run has finished already; give it more train.steps in a new run.folder, or look at it with eval");
+    }
+    return Outcome::finished;
+  }
   while (state_.step < config_.train.steps) {
     const StepResult result = step();
     after_step(result);

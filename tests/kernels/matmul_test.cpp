@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "kernels/benchmarks.h"
 #include "kernels/cpu/matmul_onednn.h"
 #include "kernels/kernels.h"
 #include "src/core/random.h"
@@ -292,6 +293,44 @@ TEST(MatmulOneDnn, RefusesWithoutTouching) {
   std::vector<float> c(16, 7.0f);
   EXPECT_FALSE(run_onednn_tile(tile, c.data(), a.data(), b.data(), nullptr));
   EXPECT_EQ(c, std::vector<float>(16, 7.0f));
+}
+
+/// Both sides of `attamba bench matmul` compute the same, so that their times may be compared.
+template <class In, class Out>
+void expect_library_agrees() {
+  for (int flags = 0; flags < 8; ++flags) {
+    const bool transpose_a = flags & 1, transpose_b = flags & 2, accumulate = flags & 4;
+    SCOPED_TRACE(concat(name_of(kDTypeOf<In>), " ", flags));
+    auto a = random_values<In>(40 * 70, 1), b = random_values<In>(70 * 50, 2);
+    auto expected = random_values<Out>(40 * 50, 3);
+    std::vector<Out> got(expected);
+    const Tensor left = view(a, transpose_a ? Shape{70, 40} : Shape{40, 70});
+    const Tensor right = view(b, transpose_b ? Shape{50, 70} : Shape{70, 50});
+    const Tensor ours = view(expected, {40, 50});
+    run(ours, left, right, transpose_a, transpose_b, accumulate ? ours : Tensor{});
+    library_matmul(view(got, {40, 50}), left, right, transpose_a, transpose_b, accumulate)();
+    for (std::size_t i = 0; i < got.size(); ++i) {
+      ASSERT_NEAR(got[i], expected[i], 70 * (std::is_same_v<In, double> ? 0x1p-50 : 0x1p-21)) << "at " << i;
+    }
+  }
+}
+
+TEST(MatmulPeak, LibraryAloneComputesTheSameAsMatmul) {
+  expect_library_agrees<float, float>();
+  expect_library_agrees<double, double>();
+  if (library_operand_type(DType::bfloat16) == DType::bfloat16) {
+    expect_library_agrees<bfloat16, float>();
+  } else {
+    std::vector<bfloat16> values(4);
+    const Tensor matrix = view(values, {2, 2});
+    EXPECT_THROW(library_matmul(matrix, matrix, matrix, false, false, false), Error);
+  }
+}
+
+TEST(MatmulPeak, LibraryLeavesTheNumberOfThreads) {
+  const Threads threads(2);
+  expect_library_agrees<float, float>();
+  EXPECT_EQ(omp_get_max_threads(), 2);
 }
 
 TEST(MatmulPeak, IsMeasuredAndNamed) {

@@ -5,7 +5,7 @@
 
 #include "src/core/tensor.h"
 
-namespace attamba::kernels {
+namespace attamba::kernels::cpu {
 
 /// The type of the operands that the matrix library multiplies here for products of `dtype`: float32 instead of bfloat16 on
 /// processors without bfloat16 products, otherwise `dtype` itself.
@@ -17,4 +17,4 @@ DType library_operand_type(DType dtype);
 std::function<void()> library_matmul(const Tensor& out, const Tensor& a, const Tensor& b, bool transpose_a, bool transpose_b,
                                      bool accumulate);
 
-}  // namespace attamba::kernels
+}  // namespace attamba::kernels::cpu

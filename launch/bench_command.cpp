@@ -46,7 +46,7 @@ class Benchmark {
  public:
   explicit Benchmark(Config config) : config_(std::move(config)), chunking_(make_model_chunking(config_.model)) {
     set_threads(config_.train.threads, communicator_);
-    peak_ = kernels::measure_matmul_peak(config_.train.compute_dtype(), kPeakSeconds);
+    peak_ = kernels::cpu::measure_matmul_peak(config_.train.compute_dtype(), kPeakSeconds);
     ProgramOptions options = program_options(config_, chunking_.get());
     options.global_batch = config_.train.micro_batch;  // every step is one micro-batch
     programs_ = std::make_unique<ModelPrograms>(options, communicator_);
@@ -73,7 +73,7 @@ class Benchmark {
   void print_head(std::ostream& out) const {
     out << version_line() << "\n  " << config_.model.kind << ", " << format_integer(parameter_count(config_.model))
         << " parameters, " << config_.train.micro_batch << " x " << config_.data.sequence_length << " tokens, "
-        << config_.train.dtype << " (" << kernels::matmul_library(config_.train.compute_dtype()) << "), " << thread_count()
+        << config_.train.dtype << " (" << kernels::cpu::matmul_library(config_.train.compute_dtype()) << "), " << thread_count()
         << " threads\n"
         << "  matrix products reach " << format_quantity(peak_, "FLOP/s") << " here, measured on large squares\n";
   }

@@ -239,17 +239,18 @@ double median(std::vector<double> values) {
 Measured measure(const Product& product, std::int64_t repeats) {
   Operands operands;
   const ProductTensors ours(operands, product, product.input, product.output);
-  const DType type = kernels::library_operand_type(product.input);
+  const DType type = kernels::cpu::library_operand_type(product.input);
   const ProductTensors theirs = type == product.input ? ours : ProductTensors(operands, product, type, accumulator_of(type));
   const Launch launch = operands.launch(
-      kernels::matmul_workspace(ours.out.type, ours.a.type, ours.b.type, product.transpose_a, product.transpose_b));
-  const auto library = kernels::library_matmul(theirs.out, theirs.a, theirs.b, product.transpose_a, product.transpose_b,
-                                               product.addend != Addend::none);
+      kernels::cpu::matmul_workspace(ours.out.type, ours.a.type, ours.b.type, product.transpose_a, product.transpose_b));
+  const auto library = kernels::cpu::library_matmul(theirs.out, theirs.a, theirs.b, product.transpose_a, product.transpose_b,
+                                                    product.addend != Addend::none);
   std::vector<double> library_turns, our_turns;
   for (std::int64_t i = 0; i < repeats; ++i) {
     library_turns.push_back(best_of_block(library));
-    our_turns.push_back(best_of_block(
-        [&] { kernels::matmul(launch, ours.out, ours.a, ours.b, product.transpose_a, product.transpose_b, ours.addend); }));
+    our_turns.push_back(best_of_block([&] {
+      kernels::cpu::matmul(launch, ours.out, ours.a, ours.b, product.transpose_a, product.transpose_b, ours.addend);
+    }));
   }
   const auto best = [](const std::vector<double>& turns) { return *std::min_element(turns.begin(), turns.end()); };
   return {{best(library_turns), best(our_turns)}, {median(library_turns), median(our_turns)}};
@@ -264,12 +265,12 @@ double measure_loss(const Loss& loss, std::int64_t repeats) {
   const Tensor hidden = operands.make(type, shape), dhidden = operands.make(type, shape);
   const Tensor weight = operands.make(type, loss.weight.shape), dweight = operands.make(sum, loss.weight.shape);
   const Tensor losses = operands.make(sum, {tokens}), targets = operands.make(DType::int32, {tokens});
-  const Launch launch = operands.launch(kernels::linear_cross_entropy_workspace(hidden.type, weight.type, true));
+  const Launch launch = operands.launch(kernels::cpu::linear_cross_entropy_workspace(hidden.type, weight.type, true));
   double best = kNever;
   for (std::int64_t i = 0; i < repeats; ++i) {
     best = std::min(best, best_of_block([&] {
-                      kernels::linear_cross_entropy_with_gradient(launch, losses, dhidden, dweight, hidden, weight, targets,
-                                                                  1.0 / static_cast<double>(tokens));
+                      kernels::cpu::linear_cross_entropy_with_gradient(launch, losses, dhidden, dweight, hidden, weight,
+                                                                       targets, 1.0 / static_cast<double>(tokens));
                     }));
   }
   return best * static_cast<double>(all) / static_cast<double>(tokens);
@@ -295,7 +296,7 @@ Loss collect(Products& products, const Config& config, Communicator& communicato
 class Report {
  public:
   explicit Report(const Config& config) : dtype_(config.train.compute_dtype()) {
-    const char* library = kernels::matmul_library(dtype_);
+    const char* library = kernels::cpu::matmul_library(dtype_);
     std::cout << version_line() << "\n  " << config.model.kind << ", " << format_integer(parameter_count(config.model))
               << " parameters, " << config.train.micro_batch << " x " << config.data.sequence_length << " tokens, "
               << config.train.dtype << ", " << thread_count() << " threads; library: " << library << '\n';
@@ -363,7 +364,7 @@ class Report {
   const nlohmann::json& json() const { return json_; }
 
  private:
-  DType compared_type() const { return kernels::library_operand_type(dtype_); }
+  DType compared_type() const { return kernels::cpu::library_operand_type(dtype_); }
 
   void print_total(const char* what, const char* key, const Times& times) {
     std::printf("  %-41s library %9.2f ms, ours %9.2f ms, ratio %5.1f%%\n", what, times.library * 1e3, times.ours * 1e3,

@@ -9,7 +9,7 @@
 
 #include "kernels/cpu/attention_blocks.h"
 
-namespace attamba::kernels {
+namespace attamba::kernels::cpu {
 namespace {
 
 using namespace tiles;
@@ -159,4 +159,4 @@ std::size_t attention_workspace(const TensorType& q, const TensorType& k, std::i
   return forward_slot(q, Sizes(q, k, sequence_length)) * static_cast<std::size_t>(thread_count());
 }
 
-}  // namespace attamba::kernels
+}  // namespace attamba::kernels::cpu

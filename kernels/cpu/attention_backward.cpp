@@ -7,7 +7,7 @@
 
 #include "kernels/cpu/attention_blocks.h"
 
-namespace attamba::kernels {
+namespace attamba::kernels::cpu {
 namespace {
 
 using namespace tiles;
@@ -206,4 +206,4 @@ std::size_t attention_backward_workspace(const TensorType& q, const TensorType& 
   return backward_slot(q, Sizes(q, k, sequence_length)) * static_cast<std::size_t>(thread_count());
 }
 
-}  // namespace attamba::kernels
+}  // namespace attamba::kernels::cpu

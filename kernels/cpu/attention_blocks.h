@@ -7,7 +7,7 @@
 #include "kernels/kernels.h"
 #include "src/core/parallel.h"
 
-namespace attamba::kernels::tiles {
+namespace attamba::kernels::cpu::tiles {
 
 struct Sizes {
   std::int64_t tokens, n, heads, kv_heads, d;
@@ -200,4 +200,4 @@ inline TensorType lse_type(const TensorType& q) {
   return {accumulator_of(q.dtype), {q.shape[0], q.shape[1]}};
 }
 
-}  // namespace attamba::kernels::tiles
+}  // namespace attamba::kernels::cpu::tiles

@@ -13,7 +13,7 @@
 #include "kernels/cpu/vector_math.h"
 #include "src/core/dtype.h"
 
-namespace attamba::kernels::tiles {
+namespace attamba::kernels::cpu::tiles {
 
 #if defined(__AVX512F__)
 inline constexpr std::int64_t kVectorBytes = 64;
@@ -265,4 +265,4 @@ struct KeyTile {
   bool full(std::int64_t i, std::int64_t row, std::int64_t rows) const { return row_from[i] <= row && row_to[i] >= row + rows; }
 };
 
-}  // namespace attamba::kernels::tiles
+}  // namespace attamba::kernels::cpu::tiles

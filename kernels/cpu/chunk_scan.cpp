@@ -3,7 +3,7 @@
 // and the pass over blocks with their entry states.
 #include "kernels/cpu/chunk_scan_block.h"
 
-namespace attamba::kernels {
+namespace attamba::kernels::cpu {
 namespace {
 
 using namespace scan;
@@ -83,4 +83,4 @@ std::size_t chunk_scan_workspace(const TensorType& zxbcdt, const ScanShape& shap
   });
 }
 
-}  // namespace attamba::kernels
+}  // namespace attamba::kernels::cpu

@@ -10,7 +10,7 @@
 #include "kernels/cpu/chunk_scan_block.h"
 #include "kernels/cpu/chunk_scan_sums.h"
 
-namespace attamba::kernels {
+namespace attamba::kernels::cpu {
 namespace {
 
 using namespace scan;
@@ -472,4 +472,4 @@ std::size_t chunk_scan_backward_workspace(const TensorType& zxbcdt, const ScanSh
   });
 }
 
-}  // namespace attamba::kernels
+}  // namespace attamba::kernels::cpu

@@ -7,7 +7,7 @@
 
 #include "kernels/cpu/chunk_scan_plan.h"
 
-namespace attamba::kernels::scan {
+namespace attamba::kernels::cpu::scan {
 
 template <class T>
 struct Inputs {
@@ -321,4 +321,4 @@ class Lanes {
   std::int64_t count_ = 0;
 };
 
-}  // namespace attamba::kernels::scan
+}  // namespace attamba::kernels::cpu::scan

@@ -1,6 +1,6 @@
 #include "kernels/cpu/chunk_scan_plan.h"
 
-namespace attamba::kernels::scan {
+namespace attamba::kernels::cpu::scan {
 namespace {
 
 constexpr std::int64_t kGatheredRows = 32;     ///< short chunks are put together into blocks of at most this many rows
@@ -115,4 +115,4 @@ void check_weights(const char* operation, const char* role, const ScanWeights& w
   check("norm", weights.norm, shape.hidden);
 }
 
-}  // namespace attamba::kernels::scan
+}  // namespace attamba::kernels::cpu::scan

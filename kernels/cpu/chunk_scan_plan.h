@@ -12,7 +12,7 @@
 #include "kernels/kernels.h"
 #include "src/core/parallel.h"
 
-namespace attamba::kernels::scan {
+namespace attamba::kernels::cpu::scan {
 
 /// Widths of one SSM, padded to whole vectors: X is kept as Hs heads of head_pad, B and C as G groups of state_pad.
 struct Geometry {
@@ -205,4 +205,4 @@ void check_input(const char* operation, const Tensor& zxbcdt, const Tensor& star
                  std::int64_t sequence_length);
 void check_weights(const char* operation, const char* role, const ScanWeights& weights, const ScanShape& shape, DType type);
 
-}  // namespace attamba::kernels::scan
+}  // namespace attamba::kernels::cpu::scan

@@ -9,7 +9,7 @@
 
 #include "kernels/cpu/vector_math.h"
 
-namespace attamba::kernels::scan {
+namespace attamba::kernels::cpu::scan {
 
 template <class A>
 struct Simd {
@@ -202,4 +202,4 @@ void transpose(std::int64_t rows, std::int64_t columns, const A* from, std::int6
   }
 }
 
-}  // namespace attamba::kernels::scan
+}  // namespace attamba::kernels::cpu::scan

@@ -3,7 +3,7 @@
 
 #include "kernels/cpu/chunk_scan_plan.h"
 
-namespace attamba::kernels::scan {
+namespace attamba::kernels::cpu::scan {
 
 /// Gradients of the entry states: dstates hold what each slot's own block adds; sums them along each chunk, from its end.
 template <class A>
@@ -70,4 +70,4 @@ void add_partials(const Geometry& g, const ScanWeights& gradients, A* partials, 
   }
 }
 
-}  // namespace attamba::kernels::scan
+}  // namespace attamba::kernels::cpu::scan

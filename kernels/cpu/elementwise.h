@@ -8,7 +8,7 @@
 #include "src/core/error.h"
 #include "src/core/tensor.h"
 
-namespace attamba::kernels {
+namespace attamba::kernels::cpu {
 
 /// Elements per range of a parallel loop: long enough to hide a fork, short enough for the second-level cache. A multiple of
 /// the cache line, so that no two threads write one line.
@@ -23,4 +23,4 @@ inline void require_type(const Tensor& tensor, const TensorType& expected, std::
   require(tensor.type == expected, operation, ": ", name, " is ", tensor.type, ", expected ", expected);
 }
 
-}  // namespace attamba::kernels
+}  // namespace attamba::kernels::cpu

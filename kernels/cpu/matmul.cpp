@@ -6,7 +6,7 @@
 #include "kernels/cpu/matmul_tile.h"
 #include "kernels/kernels.h"
 
-namespace attamba::kernels {
+namespace attamba::kernels::cpu {
 namespace {
 
 /// The extents of one product, checked.
@@ -184,4 +184,4 @@ void matmul(const Launch& launch, const Tensor& out, const Tensor& a, const Tens
   });
 }
 
-}  // namespace attamba::kernels
+}  // namespace attamba::kernels::cpu

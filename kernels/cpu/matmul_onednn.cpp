@@ -6,7 +6,7 @@
 #include <mutex>
 #include <shared_mutex>
 
-namespace attamba::kernels {
+namespace attamba::kernels::cpu {
 namespace {
 
 /// A primitive works with the number of threads it was made for: one, whoever calls.
@@ -121,4 +121,4 @@ bool run_onednn_tile(const TileProduct& tile, void* c, const void* a, const void
   return true;
 }
 
-}  // namespace attamba::kernels
+}  // namespace attamba::kernels::cpu

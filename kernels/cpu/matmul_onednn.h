@@ -6,7 +6,7 @@
 
 #include "kernels/cpu/matmul_tile.h"
 
-namespace attamba::kernels {
+namespace attamba::kernels::cpu {
 
 /// Whether the processor, and the limits that oneDNN was given (ONEDNN_MAX_CPU_ISA), allow bfloat16 products.
 bool onednn_has_bfloat16();
@@ -17,4 +17,4 @@ std::size_t onednn_scratch_bytes(const TileProduct& tile);
 /// False, with c untouched, when oneDNN refuses the tile. One-threaded, and safe to call from many threads at once.
 bool run_onednn_tile(const TileProduct& tile, void* c, const void* a, const void* b, std::byte* scratch);
 
-}  // namespace attamba::kernels
+}  // namespace attamba::kernels::cpu

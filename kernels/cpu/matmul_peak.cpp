@@ -14,7 +14,7 @@
 #include "kernels/kernels.h"
 #include "src/core/storage.h"
 
-namespace attamba::kernels {
+namespace attamba::kernels::cpu {
 namespace {
 
 constexpr std::int64_t kPeakExtent = 2048;
@@ -146,4 +146,4 @@ const char* matmul_library(DType dtype) {
   return dtype == DType::bfloat16 ? native.c_str() : blas.c_str();
 }
 
-}  // namespace attamba::kernels
+}  // namespace attamba::kernels::cpu

@@ -7,7 +7,7 @@
 #include "kernels/cpu/matmul_onednn.h"
 #include "src/core/launch.h"
 
-namespace attamba::kernels {
+namespace attamba::kernels::cpu {
 namespace {
 
 constexpr std::int64_t kConvertDepth = 512;  ///< depth of the operand blocks that are converted at a time
@@ -151,4 +151,4 @@ void convert_block(bfloat16* out, std::int64_t out_stride, const float* in, std:
   }
 }
 
-}  // namespace attamba::kernels
+}  // namespace attamba::kernels::cpu

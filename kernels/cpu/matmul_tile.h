@@ -11,7 +11,7 @@
 #include "src/core/dtype.h"
 #include "src/core/parallel.h"
 
-namespace attamba::kernels {
+namespace attamba::kernels::cpu {
 
 /// c [m, n] = op(a) op(b), or c += ... when `accumulate`. Row strides are in elements; a transposed operand is stored [k, m]
 /// (a) or [n, k] (b). `input` is the type of a and b; `output` that of c: the same or its accumulator.
@@ -63,4 +63,4 @@ void parallel_workers(std::int64_t count, int workers, const Body& body) {
   }
 }
 
-}  // namespace attamba::kernels
+}  // namespace attamba::kernels::cpu

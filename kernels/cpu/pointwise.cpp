@@ -9,7 +9,7 @@
 #include "kernels/kernels.h"
 #include "src/core/parallel.h"
 
-namespace attamba::kernels {
+namespace attamba::kernels::cpu {
 namespace {
 
 void require_positions(const Tensor& positions, std::int64_t limit) {
@@ -146,4 +146,4 @@ void fill(const Launch&, const Tensor& out, double value) {
   }
 }
 
-}  // namespace attamba::kernels
+}  // namespace attamba::kernels::cpu

@@ -11,7 +11,7 @@
 #include "kernels/kernels.h"
 #include "src/core/parallel.h"
 
-namespace attamba::kernels {
+namespace attamba::kernels::cpu {
 namespace {
 
 /// The backward's partial sums of dweight: at most this many rows of scratch, whatever the batch.
@@ -189,4 +189,4 @@ void rms_norm_backward(const Launch& launch, const Tensor& dx, const Tensor& dwe
   });
 }
 
-}  // namespace attamba::kernels
+}  // namespace attamba::kernels::cpu

@@ -12,7 +12,7 @@
 #include "kernels/kernels.h"
 #include "src/core/parallel.h"
 
-namespace attamba::kernels {
+namespace attamba::kernels::cpu {
 namespace {
 
 constexpr double kTwo32 = 0x1p32, kTwo52 = 0x1p52, kTwo63 = 0x1p63;
@@ -281,4 +281,4 @@ void adamw(const Launch&, const Tensor& step, std::span<const AdamWParameter> pa
   });
 }
 
-}  // namespace attamba::kernels
+}  // namespace attamba::kernels::cpu

@@ -9,7 +9,7 @@
 
 #include "src/core/dtype.h"
 
-namespace attamba::kernels {
+namespace attamba::kernels::cpu {
 
 inline constexpr float kSmallestExp = 0x1.098716p-126f;  ///< fast_exp(-87.3f)
 
@@ -72,4 +72,4 @@ To convert(From value) {
   }
 }
 
-}  // namespace attamba::kernels
+}  // namespace attamba::kernels::cpu

@@ -8,7 +8,7 @@
 #include "kernels/cpu/vector_math.h"
 #include "kernels/kernels.h"
 
-namespace attamba::kernels {
+namespace attamba::kernels::cpu {
 namespace {
 
 constexpr std::int64_t kEmbeddingRows = 32;     ///< tokens that one task looks up
@@ -406,4 +406,4 @@ std::size_t linear_cross_entropy_workspace(const TensorType& hidden, const Tenso
   });
 }
 
-}  // namespace attamba::kernels
+}  // namespace attamba::kernels::cpu

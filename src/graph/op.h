@@ -22,8 +22,8 @@ class Op {
   /// Output types for these inputs. Throws UsageError naming the op and the types that do not fit.
   virtual std::vector<TensorType> infer(std::span<const TensorType> inputs) const = 0;
 
-  /// Scratch bytes of one run.
-  virtual std::size_t workspace(std::span<const TensorType>, std::span<const TensorType>) const { return 0; }
+  /// Scratch bytes of one run on a device.
+  virtual std::size_t workspace(Device, std::span<const TensorType>, std::span<const TensorType>) const { return 0; }
 
   virtual void run(const Launch& launch, std::span<const Tensor> inputs, std::span<const Tensor> outputs) const = 0;
 

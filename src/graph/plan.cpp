@@ -37,7 +37,7 @@ std::vector<int> live_steps(const Tape& tape) {
 
 class Planner {
  public:
-  explicit Planner(const Tape& tape) : tape_(tape) {
+  Planner(const Tape& tape, Device device) : tape_(tape), device_(device) {
     plan_.steps = live_steps(tape);
     plan_.buffer_of_value.assign(tape.values().size(), -1);
     plan_.scratch_of_step.assign(plan_.steps.size(), -1);
@@ -99,7 +99,7 @@ class Planner {
       b.last_step = std::max(b.last_step, last);
       plan_.buffer_of_value[static_cast<std::size_t>(v.id)] = buffer;
     }
-    if (const std::size_t bytes = n.op->workspace(input_types, output_types); bytes > 0) {
+    if (const std::size_t bytes = n.op->workspace(device_, input_types, output_types); bytes > 0) {
       plan_.scratch_of_step[static_cast<std::size_t>(s)] = static_cast<int>(plan_.buffers.size());
       plan_.buffers.push_back({.name = concat(n.scope, n.scope.empty() ? "" : "/", n.op->name(), " scratch"),
                                .bytes = align_up(bytes),
@@ -152,6 +152,7 @@ class Planner {
   Plan::Buffer& at(int i) { return plan_.buffers[static_cast<std::size_t>(i)]; }
 
   const Tape& tape_;
+  Device device_;
   Plan plan_;
   std::vector<int> last_use_;
 };
@@ -164,8 +165,8 @@ std::string mebibytes(std::size_t bytes) {
 
 }  // namespace
 
-Plan make_plan(const Tape& tape) {
-  return Planner(tape).run();
+Plan make_plan(const Tape& tape, Device device) {
+  return Planner(tape, device).run();
 }
 
 std::vector<const Plan::Buffer*> Plan::peak() const {

@@ -31,8 +31,9 @@ struct Plan {
   std::vector<const Buffer*> peak() const;
 };
 
-/// Ops whose results nobody uses are dropped: an op runs if it writes a leaf or leads to an output.
-Plan make_plan(const Tape& tape);
+/// The plan of a program that runs on `device`. Ops whose results nobody uses are dropped: an op runs if it writes a leaf or
+/// leads to an output.
+Plan make_plan(const Tape& tape, Device device = Device::cpu);
 
 /// Prints what a program needs by category: leaves by role (each counted once over all `tapes`), then each plan's arena.
 struct MemoryReport {

@@ -23,14 +23,15 @@ class AttentionBackward final : public Op {
   explicit AttentionBackward(const AttentionShape& shape) : s_(shape) {}
   std::string_view name() const override { return "attention_backward"; }
   std::vector<TensorType> infer(std::span<const TensorType> in) const override { return {in[3], in[4], in[5]}; }
-  std::size_t workspace(std::span<const TensorType> in, std::span<const TensorType>) const override {
-    return kernels::attention_backward_workspace(by_head(in[3], s_.heads), by_head(in[4], s_.kv_heads), s_.sequence_length);
+  std::size_t workspace(Device device, std::span<const TensorType> in, std::span<const TensorType>) const override {
+    return kernels::on(device).attention_backward_workspace(by_head(in[3], s_.heads), by_head(in[4], s_.kv_heads),
+                                                            s_.sequence_length);
   }
   void run(const Launch& launch, std::span<const Tensor> in, std::span<const Tensor> out) const override {
     const std::int64_t h = s_.heads, hk = s_.kv_heads;
-    kernels::attention_backward(launch, by_head(out[0], h), by_head(out[1], hk), by_head(out[2], hk), by_head(in[0], h),
-                                by_head(in[1], h), in[2], by_head(in[3], h), by_head(in[4], hk), by_head(in[5], hk),
-                                {in[6], in[7], in[8], in[9]}, s_.sequence_length);
+    kernels::on(launch).attention_backward(launch, by_head(out[0], h), by_head(out[1], hk), by_head(out[2], hk),
+                                           by_head(in[0], h), by_head(in[1], h), in[2], by_head(in[3], h), by_head(in[4], hk),
+                                           by_head(in[5], hk), {in[6], in[7], in[8], in[9]}, s_.sequence_length);
   }
   /// Five products of d per query, key and head: scores again, dV, dP, dQ, dK.
   double flops(std::span<const TensorType> in, std::span<const TensorType>) const override {
@@ -62,12 +63,13 @@ class Attention final : public Op {
     }
     return {q, {accumulator_of(q.dtype), {q.shape.rows(), s_.heads}}};
   }
-  std::size_t workspace(std::span<const TensorType> in, std::span<const TensorType>) const override {
-    return kernels::attention_workspace(by_head(in[0], s_.heads), by_head(in[1], s_.kv_heads), s_.sequence_length);
+  std::size_t workspace(Device device, std::span<const TensorType> in, std::span<const TensorType>) const override {
+    return kernels::on(device).attention_workspace(by_head(in[0], s_.heads), by_head(in[1], s_.kv_heads), s_.sequence_length);
   }
   void run(const Launch& launch, std::span<const Tensor> in, std::span<const Tensor> out) const override {
-    kernels::attention(launch, by_head(out[0], s_.heads), out[1], by_head(in[0], s_.heads), by_head(in[1], s_.kv_heads),
-                       by_head(in[2], s_.kv_heads), {in[3], in[4], in[5], in[6]}, s_.sequence_length);
+    kernels::on(launch).attention(launch, by_head(out[0], s_.heads), out[1], by_head(in[0], s_.heads),
+                                  by_head(in[1], s_.kv_heads), by_head(in[2], s_.kv_heads), {in[3], in[4], in[5], in[6]},
+                                  s_.sequence_length);
   }
   void vjp(VjpContext& c) const override {
     const std::vector<Value> gradients = c.tape().emit(

@@ -24,12 +24,12 @@ class Matmul final : public Op {
     return {out};
   }
 
-  std::size_t workspace(std::span<const TensorType> in, std::span<const TensorType> out) const override {
-    return kernels::matmul_workspace(out[0], in[0], in[1], transpose_a_, transpose_b_);
+  std::size_t workspace(Device device, std::span<const TensorType> in, std::span<const TensorType> out) const override {
+    return kernels::on(device).matmul_workspace(out[0], in[0], in[1], transpose_a_, transpose_b_);
   }
 
   void run(const Launch& launch, std::span<const Tensor> in, std::span<const Tensor> out) const override {
-    kernels::matmul(launch, out[0], in[0], in[1], transpose_a_, transpose_b_, has_addend_ ? in[2] : Tensor{});
+    kernels::on(launch).matmul(launch, out[0], in[0], in[1], transpose_a_, transpose_b_, has_addend_ ? in[2] : Tensor{});
   }
 
   /// y = x w^T + c:  dx = dy w (+ what x has received already), dw += dy^T x, dc = dy.
@@ -51,11 +51,11 @@ class LinearWeightGradient final : public Op {
  public:
   std::string_view name() const override { return "linear_weight_gradient"; }
   std::vector<TensorType> infer(std::span<const TensorType>) const override { return {}; }
-  std::size_t workspace(std::span<const TensorType> in, std::span<const TensorType>) const override {
-    return kernels::matmul_workspace(in[2], in[0], in[1], true, false);
+  std::size_t workspace(Device device, std::span<const TensorType> in, std::span<const TensorType>) const override {
+    return kernels::on(device).matmul_workspace(in[2], in[0], in[1], true, false);
   }
   void run(const Launch& launch, std::span<const Tensor> in, std::span<const Tensor>) const override {
-    kernels::matmul(launch, in[2], in[0], in[1], true, false, in[2]);
+    kernels::on(launch).matmul(launch, in[2], in[0], in[1], true, false, in[2]);
   }
   std::vector<int> mutated() const override { return {2}; }
   double flops(std::span<const TensorType> in, std::span<const TensorType>) const override {

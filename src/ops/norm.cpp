@@ -15,11 +15,11 @@ class RmsNormBackward final : public Op {
   RmsNormBackward(double eps, bool has_addend) : eps_(eps), has_addend_(has_addend) {}
   std::string_view name() const override { return "rms_norm_backward"; }
   std::vector<TensorType> infer(std::span<const TensorType> in) const override { return {in[1]}; }
-  std::size_t workspace(std::span<const TensorType> in, std::span<const TensorType>) const override {
-    return kernels::rms_norm_backward_workspace(in[1]);
+  std::size_t workspace(Device device, std::span<const TensorType> in, std::span<const TensorType>) const override {
+    return kernels::on(device).rms_norm_backward_workspace(in[1]);
   }
   void run(const Launch& launch, std::span<const Tensor> in, std::span<const Tensor> out) const override {
-    kernels::rms_norm_backward(launch, out[0], in[3], in[0], in[1], in[2], has_addend_ ? in[4] : Tensor{}, eps_);
+    kernels::on(launch).rms_norm_backward(launch, out[0], in[3], in[0], in[1], in[2], has_addend_ ? in[4] : Tensor{}, eps_);
   }
   std::vector<int> mutated() const override { return {3}; }
   int reusable_input(int) const override { return 0; }
@@ -47,7 +47,7 @@ class RmsNorm final : public Op {
     return {in[0]};
   }
   void run(const Launch& launch, std::span<const Tensor> in, std::span<const Tensor> out) const override {
-    kernels::rms_norm(launch, out[0], in[0], in[1], eps_);
+    kernels::on(launch).rms_norm(launch, out[0], in[0], in[1], eps_);
   }
   void vjp(VjpContext& context) const override {
     context.set(0, emit_backward(context, context.gradient(0), context.input(0), 1, context.partial(0), eps_));
@@ -68,7 +68,7 @@ class AddRmsNorm final : public Op {
     return {in[0], in[0]};
   }
   void run(const Launch& launch, std::span<const Tensor> in, std::span<const Tensor> out) const override {
-    kernels::add_rms_norm(launch, out[0], out[1], in[0], in[1], in[2], eps_);
+    kernels::on(launch).add_rms_norm(launch, out[0], out[1], in[0], in[1], in[2], eps_);
   }
   /// Both summands receive the same gradient: that of the sum.
   void vjp(VjpContext& context) const override {

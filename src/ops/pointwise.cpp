@@ -12,7 +12,7 @@ class Add final : public Op {
     return {in[0]};
   }
   void run(const Launch& launch, std::span<const Tensor> in, std::span<const Tensor> out) const override {
-    kernels::add(launch, out[0], in[0], in[1]);
+    kernels::on(launch).add(launch, out[0], in[0], in[1]);
   }
   void vjp(VjpContext& context) const override {
     contribute(context, 0, context.gradient(0));
@@ -30,7 +30,7 @@ class SwigluBackward final : public Op {
   std::string_view name() const override { return "swiglu_backward"; }
   std::vector<TensorType> infer(std::span<const TensorType> in) const override { return {in[1], in[2]}; }
   void run(const Launch& launch, std::span<const Tensor> in, std::span<const Tensor> out) const override {
-    kernels::swiglu_backward(launch, out[0], out[1], in[0], in[1], in[2]);
+    kernels::on(launch).swiglu_backward(launch, out[0], out[1], in[0], in[1], in[2]);
   }
   int reusable_input(int output) const override { return output + 1; }
 };
@@ -43,7 +43,7 @@ class Swiglu final : public Op {
     return {in[0]};
   }
   void run(const Launch& launch, std::span<const Tensor> in, std::span<const Tensor> out) const override {
-    kernels::swiglu(launch, out[0], in[0], in[1]);
+    kernels::on(launch).swiglu(launch, out[0], in[0], in[1]);
   }
   void vjp(VjpContext& context) const override {
     const std::vector<Value> gradients =
@@ -68,7 +68,8 @@ class Rope final : public Op {
   }
   void run(const Launch& launch, std::span<const Tensor> in, std::span<const Tensor> out) const override {
     const Shape heads{in[0].shape().rows(), in[0].shape().columns() / head_dim_, head_dim_};
-    kernels::rope(launch, {out[0].data, {out[0].dtype(), heads}}, {in[0].data, {in[0].dtype(), heads}}, in[1], in[2], inverse_);
+    kernels::on(launch).rope(launch, {out[0].data, {out[0].dtype(), heads}}, {in[0].data, {in[0].dtype(), heads}}, in[1], in[2],
+                             inverse_);
   }
   /// A rotation's transpose is the rotation back.
   void vjp(VjpContext& context) const override {

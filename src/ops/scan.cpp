@@ -57,13 +57,13 @@ class ChunkScanBackward final : public Op {
   explicit ChunkScanBackward(const ScanAttributes& attributes) : a_(attributes) {}
   std::string_view name() const override { return "chunk_scan_backward"; }
   std::vector<TensorType> infer(std::span<const TensorType> in) const override { return {in[1]}; }
-  std::size_t workspace(std::span<const TensorType> in, std::span<const TensorType>) const override {
-    return kernels::chunk_scan_backward_workspace(in[1], a_.shape, a_.sequence_length);
+  std::size_t workspace(Device device, std::span<const TensorType> in, std::span<const TensorType>) const override {
+    return kernels::on(device).chunk_scan_backward_workspace(in[1], a_.shape, a_.sequence_length);
   }
   void run(const Launch& launch, std::span<const Tensor> in, std::span<const Tensor> out) const override {
     const auto count = static_cast<std::size_t>(a_.weights());
-    kernels::chunk_scan_backward(launch, out[0], a_.unpack(in.subspan(3 + count, count)), in[0], in[1],
-                                 a_.unpack(in.subspan(3, count)), in[2], a_.shape, a_.eps, a_.sequence_length);
+    kernels::on(launch).chunk_scan_backward(launch, out[0], a_.unpack(in.subspan(3 + count, count)), in[0], in[1],
+                                            a_.unpack(in.subspan(3, count)), in[2], a_.shape, a_.eps, a_.sequence_length);
   }
   std::vector<int> mutated() const override {
     std::vector<int> indices;
@@ -99,11 +99,12 @@ class ChunkScan final : public Op {
     a_.check_weights(in.subspan(2), in[0]);
     return {{in[0].dtype, {in[0].shape.rows(), s.hidden}}};
   }
-  std::size_t workspace(std::span<const TensorType> in, std::span<const TensorType>) const override {
-    return kernels::chunk_scan_workspace(in[0], a_.shape, a_.sequence_length);
+  std::size_t workspace(Device device, std::span<const TensorType> in, std::span<const TensorType>) const override {
+    return kernels::on(device).chunk_scan_workspace(in[0], a_.shape, a_.sequence_length);
   }
   void run(const Launch& launch, std::span<const Tensor> in, std::span<const Tensor> out) const override {
-    kernels::chunk_scan(launch, out[0], in[0], a_.unpack(in.subspan(2)), in[1], a_.shape, a_.eps, a_.sequence_length);
+    kernels::on(launch).chunk_scan(launch, out[0], in[0], a_.unpack(in.subspan(2)), in[1], a_.shape, a_.eps,
+                                   a_.sequence_length);
   }
   void vjp(VjpContext& context) const override {
     std::vector<Value> inputs{context.gradient(0), context.input(0), context.input(1)};

@@ -15,7 +15,7 @@ class AccumulateLoss final : public InPlaceOp {
  public:
   std::string_view name() const override { return "accumulate_loss"; }
   void run(const Launch& launch, std::span<const Tensor> in, std::span<const Tensor>) const override {
-    kernels::accumulate_loss(launch, in[0], in[1]);
+    kernels::on(launch).accumulate_loss(launch, in[0], in[1]);
   }
   std::vector<int> mutated() const override { return {0}; }
 };
@@ -26,7 +26,7 @@ class AddToFixedPoint final : public InPlaceOp {
   explicit AddToFixedPoint(double limit) : limit_(limit) {}
   std::string_view name() const override { return "add_to_fixed_point"; }
   void run(const Launch& launch, std::span<const Tensor> in, std::span<const Tensor>) const override {
-    kernels::add_to_fixed_point(launch, in[0], in[1], in[2], limit_);
+    kernels::on(launch).add_to_fixed_point(launch, in[0], in[1], in[2], limit_);
   }
   std::vector<int> mutated() const override { return {0, 1, 2}; }
 
@@ -39,7 +39,7 @@ class FixedPointToFloat final : public InPlaceOp {
  public:
   std::string_view name() const override { return "fixed_point_to_float"; }
   void run(const Launch& launch, std::span<const Tensor> in, std::span<const Tensor>) const override {
-    kernels::fixed_point_to_float(launch, in[0], in[1], in[2]);
+    kernels::on(launch).fixed_point_to_float(launch, in[0], in[1], in[2]);
   }
   std::vector<int> mutated() const override { return {0, 1}; }
 };
@@ -48,11 +48,11 @@ class SquareSum final : public Op {
  public:
   std::string_view name() const override { return "square_sum"; }
   std::vector<TensorType> infer(std::span<const TensorType>) const override { return {{DType::float64, {1}}}; }
-  std::size_t workspace(std::span<const TensorType> in, std::span<const TensorType>) const override {
-    return kernels::square_sum_workspace(in);
+  std::size_t workspace(Device device, std::span<const TensorType> in, std::span<const TensorType>) const override {
+    return kernels::on(device).square_sum_workspace(in);
   }
   void run(const Launch& launch, std::span<const Tensor> in, std::span<const Tensor> out) const override {
-    kernels::square_sum(launch, out[0], in);
+    kernels::on(launch).square_sum(launch, out[0], in);
   }
 };
 
@@ -75,7 +75,7 @@ class AdamW final : public InPlaceOp {
       p.gradient = in[next++];
       parameters.push_back(p);
     }
-    kernels::adamw(launch, in[0], parameters, in[1], settings_);
+    kernels::on(launch).adamw(launch, in[0], parameters, in[1], settings_);
   }
   std::vector<int> mutated() const override {
     std::vector<int> indices{0};

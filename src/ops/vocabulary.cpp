@@ -10,7 +10,7 @@ class EmbeddingBackward final : public Op {
   std::string_view name() const override { return "embedding_backward"; }
   std::vector<TensorType> infer(std::span<const TensorType>) const override { return {}; }
   void run(const Launch& launch, std::span<const Tensor> in, std::span<const Tensor>) const override {
-    kernels::embedding_backward(launch, in[2], in[0], in[1]);
+    kernels::on(launch).embedding_backward(launch, in[2], in[0], in[1]);
   }
   std::vector<int> mutated() const override { return {2}; }
 };
@@ -25,7 +25,7 @@ class Embedding final : public Op {
     return {{in[0].dtype, {in[1].shape.elements(), in[0].shape.columns()}}};
   }
   void run(const Launch& launch, std::span<const Tensor> in, std::span<const Tensor> out) const override {
-    kernels::embedding(launch, out[0], in[0], in[1]);
+    kernels::on(launch).embedding(launch, out[0], in[0], in[1]);
   }
   void vjp(VjpContext& context) const override {
     context.tape().emit(std::make_shared<EmbeddingBackward>(),
@@ -49,14 +49,14 @@ class LinearCrossEntropy final : public Op {
     }
     return outputs;
   }
-  std::size_t workspace(std::span<const TensorType> in, std::span<const TensorType>) const override {
-    return kernels::linear_cross_entropy_workspace(in[0], in[1], with_gradient_);
+  std::size_t workspace(Device device, std::span<const TensorType> in, std::span<const TensorType>) const override {
+    return kernels::on(device).linear_cross_entropy_workspace(in[0], in[1], with_gradient_);
   }
   void run(const Launch& launch, std::span<const Tensor> in, std::span<const Tensor> out) const override {
     if (with_gradient_) {
-      kernels::linear_cross_entropy_with_gradient(launch, out[0], out[1], in[3], in[0], in[1], in[2], scale_);
+      kernels::on(launch).linear_cross_entropy_with_gradient(launch, out[0], out[1], in[3], in[0], in[1], in[2], scale_);
     } else {
-      kernels::linear_cross_entropy(launch, out[0], in[0], in[1], in[2]);
+      kernels::on(launch).linear_cross_entropy(launch, out[0], in[0], in[1], in[2]);
     }
   }
   void vjp(VjpContext& context) const override {

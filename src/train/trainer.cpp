@@ -158,7 +158,7 @@ void Trainer::start_loader() {
 
 void Trainer::report_setup() {
   communicator_.barrier();
-  double peak = kernels::measure_matmul_peak(config_.train.compute_dtype(), kPeakSeconds);
+  double peak = kernels::cpu::measure_matmul_peak(config_.train.compute_dtype(), kPeakSeconds);
   communicator_.all_reduce_sum({&peak, {DType::float64, {1}}});
   peak_flops_ = peak;
   if (!leads()) {
@@ -170,8 +170,8 @@ void Trainer::report_setup() {
   }
   std::ostream& out = std::cerr;
   out << version_line() << "\n  " << config_.model.kind << ", " << format_integer(parameters) << " parameters, "
-      << config_.train.dtype << " (" << kernels::matmul_library(config_.train.compute_dtype()) << "), " << communicator_.size()
-      << (communicator_.size() == 1 ? " rank" : " ranks") << " x " << thread_count() << " threads ("
+      << config_.train.dtype << " (" << kernels::cpu::matmul_library(config_.train.compute_dtype()) << "), "
+      << communicator_.size() << (communicator_.size() == 1 ? " rank" : " ranks") << " x " << thread_count() << " threads ("
       << communicator_.description() << ")\n  " << format_integer(config_.train.steps) << " steps of "
       << format_integer(config_.train.global_batch) << " x " << format_integer(config_.data.sequence_length) << " tokens, "
       << format_quantity(

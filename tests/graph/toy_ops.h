@@ -35,7 +35,9 @@ class Mix final : public Op {
     }
     return types;
   }
-  std::size_t workspace(std::span<const TensorType>, std::span<const TensorType>) const override { return options_.scratch; }
+  std::size_t workspace(Device, std::span<const TensorType>, std::span<const TensorType>) const override {
+    return options_.scratch;
+  }
   int reusable_input(int output) const override { return output == 0 ? options_.reusable : -1; }
   void run(const Launch& launch, std::span<const Tensor> in, std::span<const Tensor> out) const override {
     // Everything else first, so that the output that may overwrite its input comes last.

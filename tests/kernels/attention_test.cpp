@@ -14,7 +14,7 @@
 #include "src/core/parallel.h"
 #include "src/core/random.h"
 
-namespace attamba::kernels {
+namespace attamba::kernels::cpu {
 namespace {
 
 /// What one sequence looks like: sorted chunk ends, sorted document starts (the first is 0).
@@ -468,4 +468,4 @@ TEST(AttentionErrors, NameTheTensorOrTheToken) {
 }
 
 }  // namespace
-}  // namespace attamba::kernels
+}  // namespace attamba::kernels::cpu

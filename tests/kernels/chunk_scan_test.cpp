@@ -9,7 +9,7 @@
 #include "src/core/parallel.h"
 #include "src/core/random.h"
 
-namespace attamba::kernels {
+namespace attamba::kernels::cpu {
 namespace {
 
 using Vector = std::vector<double>;
@@ -488,4 +488,4 @@ TEST(ChunkScanErrors, AStartOutsideTheSequenceIsNamed) {
 }
 
 }  // namespace
-}  // namespace attamba::kernels
+}  // namespace attamba::kernels::cpu

@@ -13,7 +13,7 @@
 #include "kernels/kernels.h"
 #include "src/core/random.h"
 
-namespace attamba::kernels {
+namespace attamba::kernels::cpu {
 namespace {
 
 using Bytes = std::vector<std::byte>;
@@ -341,4 +341,4 @@ TEST(MatmulPeak, IsMeasuredAndNamed) {
 }
 
 }  // namespace
-}  // namespace attamba::kernels
+}  // namespace attamba::kernels::cpu

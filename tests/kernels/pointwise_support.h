@@ -15,7 +15,7 @@
 #include "src/core/random.h"
 #include "src/core/tensor.h"
 
-namespace attamba::kernels {
+namespace attamba::kernels::cpu {
 
 inline double to_real(double value) {
   return value;
@@ -111,4 +111,4 @@ void expect_same_for_any_thread_count(const Compute& compute) {
 using ComputeTypes = ::testing::Types<float, bfloat16, double>;
 using AccumulatorTypes = ::testing::Types<float, double>;
 
-}  // namespace attamba::kernels
+}  // namespace attamba::kernels::cpu

@@ -6,7 +6,7 @@
 #include "kernels/kernels.h"
 #include "tests/kernels/pointwise_support.h"
 
-namespace attamba::kernels {
+namespace attamba::kernels::cpu {
 namespace {
 
 using ::testing::HasSubstr;
@@ -205,4 +205,4 @@ TEST(PointwiseErrors, RefuseMixedTypes) {
 }
 
 }  // namespace
-}  // namespace attamba::kernels
+}  // namespace attamba::kernels::cpu

@@ -5,7 +5,7 @@
 #include "kernels/kernels.h"
 #include "tests/kernels/pointwise_support.h"
 
-namespace attamba::kernels {
+namespace attamba::kernels::cpu {
 namespace {
 
 constexpr double kEps = 1e-5;
@@ -220,4 +220,4 @@ TEST(RmsNormErrors, NameTheArgumentAndBothTypes) {
 }
 
 }  // namespace
-}  // namespace attamba::kernels
+}  // namespace attamba::kernels::cpu

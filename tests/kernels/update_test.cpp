@@ -9,7 +9,7 @@
 #include "kernels/kernels.h"
 #include "tests/kernels/pointwise_support.h"
 
-namespace attamba::kernels {
+namespace attamba::kernels::cpu {
 namespace {
 
 constexpr double kLimit = 0x1p15;  // what fixed point holds
@@ -381,4 +381,4 @@ TEST(UpdateErrors, RefuseWrongTypes) {
 }
 
 }  // namespace
-}  // namespace attamba::kernels
+}  // namespace attamba::kernels::cpu

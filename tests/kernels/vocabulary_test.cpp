@@ -12,7 +12,7 @@
 #include "kernels/kernels.h"
 #include "src/core/random.h"
 
-namespace attamba::kernels {
+namespace attamba::kernels::cpu {
 namespace {
 
 template <class T>
@@ -327,4 +327,4 @@ TEST(LinearCrossEntropy, NamesTheTargetOutside) {
 }
 
 }  // namespace
-}  // namespace attamba::kernels
+}  // namespace attamba::kernels::cpu

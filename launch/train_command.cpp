@@ -5,6 +5,7 @@
 
 #include "launch/commands.h"
 #include "launch/config_options.h"
+#include "launch/devices.h"
 #include "launch/session.h"
 #include "src/train/trainer.h"
 
@@ -25,7 +26,9 @@ void train(const ConfigOptions& options) {
     std::signal(SIGINT, handle_stop);
     std::signal(SIGTERM, handle_stop);
     set_threads(config.train.threads, communicator);
-    Trainer(config, communicator).run();
+    const Device device =
+        open_device(config.train.device, config.train.compute_dtype(), communicator, config.train.deterministic);
+    Trainer(config, communicator, device).run();
   });
 }
 

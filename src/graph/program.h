@@ -18,13 +18,16 @@ namespace attamba {
 /// each plan first, then build the programs.
 class Arena {
  public:
+  explicit Arena(Device device = Device::cpu) : device_(device) {}
   void reserve(std::size_t bytes) { wanted_ = bytes > wanted_ ? bytes : wanted_; }
   std::byte* data();
   std::size_t size() const { return wanted_; }
+  Device device() const { return device_; }
 
  private:
+  Device device_;
   std::size_t wanted_ = 0;
-  HostBuffer memory_;
+  Memory memory_;
 };
 
 class Program {

@@ -53,16 +53,16 @@ void Trainer::on_first_rank(const Body& body) {
   require(failed == 0, "rank 0 could not go on; its message says why");
 }
 
-Trainer::Trainer(const Config& config, Communicator& communicator) : config_(config), communicator_(communicator) {
+Trainer::Trainer(const Config& config, Communicator& communicator, Device device)
+    : config_(config), communicator_(communicator), device_(device) {
   validate(config_);
-  require<UsageError>(config_.train.device != "cuda", "train.device is cuda, but this build computes on the CPU only");
   require<UsageError>(!config_.run.folder.empty(), "run.folder is not set; name a folder for this run's results");
   share_ = {.per_step = config_.train.global_batch / config_.train.micro_batch,
             .rank = communicator_.rank(),
             .ranks = communicator_.size()};
   open_data();
   chunking_ = make_model_chunking(config_.model);
-  programs_ = std::make_unique<ModelPrograms>(program_options(config_, chunking_.get()), communicator_);
+  programs_ = std::make_unique<ModelPrograms>(program_options(config_, chunking_.get(), device_), communicator_);
   if (config_.train.debug) {
     programs_->observe(profile_.observer(), true);
   }
@@ -158,7 +158,7 @@ void Trainer::start_loader() {
 
 void Trainer::report_setup() {
   communicator_.barrier();
-  double peak = kernels::cpu::measure_matmul_peak(config_.train.compute_dtype(), kPeakSeconds);
+  double peak = kernels::on(device_).measure_matmul_peak(config_.train.compute_dtype(), kPeakSeconds);
   communicator_.all_reduce_sum({&peak, {DType::float64, {1}}});
   peak_flops_ = peak;
   if (!leads()) {
@@ -170,9 +170,14 @@ void Trainer::report_setup() {
   }
   std::ostream& out = std::cerr;
   out << version_line() << "\n  " << config_.model.kind << ", " << format_integer(parameters) << " parameters, "
-      << config_.train.dtype << " (" << kernels::cpu::matmul_library(config_.train.compute_dtype()) << "), "
-      << communicator_.size() << (communicator_.size() == 1 ? " rank" : " ranks") << " x " << thread_count() << " threads ("
-      << communicator_.description() << ")\n  " << format_integer(config_.train.steps) << " steps of "
+      << config_.train.dtype << " (" << kernels::on(device_).matmul_library(config_.train.compute_dtype()) << "), "
+      << communicator_.size() << (communicator_.size() == 1 ? " rank" : " ranks") << " x ";
+  if (device_ == Device::cpu) {
+    out << thread_count() << " threads (";
+  } else {
+    out << runtime(device_).description() << " (";
+  }
+  out << communicator_.description() << ")\n  " << format_integer(config_.train.steps) << " steps of "
       << format_integer(config_.train.global_batch) << " x " << format_integer(config_.data.sequence_length) << " tokens, "
       << format_quantity(
              programs_->model_flops() / static_cast<double>(config_.train.micro_batch * config_.data.sequence_length), "FLOP")
@@ -282,7 +287,7 @@ void Trainer::log(const StepResult& result) {
                          .model_flops_per_s = flops,
                          .share_of_peak = flops / peak_flops_,
                          .seconds = state_.seconds};
-    record.lr = programs_->storage().find("step.state").as<double>()[kernels::kStepLearningRate];
+    record.lr = result.learning_rate;
     record.more.emplace_back("loader_wait_seconds", loader_ ? loader_->wait_seconds() : 0.0);
     metrics_->append(record);
     progress_->update(record);

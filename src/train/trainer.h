@@ -33,7 +33,7 @@ class Trainer {
 
   /// Opens data and the run folder, builds all programs, and loads the newest checkpoint when there is one. Every rank throws
   /// when any rank cannot go on.
-  Trainer(const Config& config, Communicator& communicator);
+  Trainer(const Config& config, Communicator& communicator, Device device = Device::cpu);
   ~Trainer();
 
   /// Trains to the last step, or until a rank was asked to stop (SIGINT, SIGTERM): all ranks then save the same step.
@@ -63,6 +63,7 @@ class Trainer {
 
   Config config_;
   Communicator& communicator_;
+  Device device_;
   MicroBatchShare share_;
   LoaderConfig data_;
   std::unique_ptr<Evaluator> evaluator_;

@@ -28,9 +28,10 @@ std::int64_t first_not_finite(const Tensor& on_device) {
 
 void require_finite(const Program::Step& step, const Tensor& tensor, std::string_view what, std::size_t index) {
   if (const std::int64_t i = first_not_finite(tensor); i >= 0) {
-    throw Error(concat("not a finite number: ", step.op->name(), " in ", step.scope.empty() ? "the program" : step.scope, ", ",
+    throw NotFinite(concat("not a finite number: ", step.op->name(), " in ", step.scope.empty() ? "the program" : step.scope, ", ",
                        what, ' ', index, " of type ", tensor.type, ", row ", i / tensor.shape().columns(), ", column ",
-                       i % tensor.shape().columns()));
+                       i % tensor.shape().columns()),
+                    i / tensor.shape().columns(), tensor.shape().rows());
   }
 }
 
@@ -58,15 +59,18 @@ Program::Program(const Tape& tape, const Plan& plan, Storage& storage, Arena& ar
   };
   for (std::size_t s = 0; s < plan.steps.size(); ++s) {
     const Tape::Node& node = tape.nodes()[static_cast<std::size_t>(plan.steps[s])];
-    Step step{.op = node.op, .inputs = {}, .outputs = {}, .scratch = {}, .scope = node.scope};
+    Step step{
+        .op = node.op, .inputs = {}, .outputs = {}, .input_names = {}, .output_names = {}, .scratch = {}, .scope = node.scope};
     std::vector<TensorType> input_types, output_types;
     for (const Value value : node.inputs) {
       step.inputs.push_back(bind(value));
+      step.input_names.push_back(tape.info(value).name);
       input_types.push_back(tape.type(value));
       step.bytes += tape.type(value).bytes();
     }
     for (const Value value : node.outputs) {
       step.outputs.push_back(bind(value));
+      step.output_names.push_back(tape.info(value).name);
       output_types.push_back(tape.type(value));
       step.bytes += tape.type(value).bytes();
     }

@@ -30,11 +30,23 @@ class Arena {
   Memory memory_;
 };
 
+/// An op's result that is not a finite number, found by `run_observed`.
+class NotFinite : public Error {
+ public:
+  NotFinite(const std::string& message, std::int64_t row, std::int64_t rows) : Error(message), row_(row), rows_(rows) {}
+  std::int64_t row() const { return row_; }    ///< the first such element's
+  std::int64_t rows() const { return rows_; }  ///< of the whole tensor
+
+ private:
+  std::int64_t row_, rows_;
+};
+
 class Program {
  public:
   struct Step {
     std::shared_ptr<const Op> op;
     std::vector<Tensor> inputs, outputs;
+    std::vector<std::string> input_names, output_names;  ///< of leaves, or "scope/op.output"
     std::span<std::byte> scratch;
     std::string scope;
     double flops = 0;
@@ -49,7 +61,7 @@ class Program {
   /// Replays the ops in order. Addresses and shapes are those of the build; nothing is allocated.
   void run(const Launch& launch) const;
   /// The same, one op at a time with timing, and, when asked, a check after each op that its floating-point results are finite;
-  /// otherwise an Error names the op, the layer, the output and the element.
+  /// otherwise NotFinite names the op, the layer, the output and the element.
   void run_observed(const Launch& launch, const Observer& observer, bool check_finite) const;
 
   const std::vector<Step>& steps() const { return steps_; }

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <utility>
 
 #include "src/core/error.h"
 #include "src/core/random.h"
@@ -336,6 +337,10 @@ void ModelPrograms::refresh_compute_weights() {
 /// then on the recording is replayed: one launch a program.
 void ModelPrograms::run(Replay& replay) {
   const Launch launch{.device = options_.device, .stream = runtime(options_.device).stream()};
+  if (once_) {
+    replay.program.run_observed(launch, std::exchange(once_, nullptr), false);
+    return;
+  }
   if (observed_) {
     replay.program.run_observed(launch, observer_, check_finite_);
     return;

@@ -80,6 +80,8 @@ class ModelPrograms {
 
   /// Runs ops one at a time from now on: checks results for NaN and infinity, and reports to the observer (may be empty).
   void observe(Program::Observer observer, bool check_finite);
+  /// The same for the next program alone, without checks.
+  void observe_once(Program::Observer observer) { once_ = std::move(observer); }
 
   Device device() const { return options_.device; }
   Storage& storage() { return storage_; }
@@ -134,7 +136,7 @@ class ModelPrograms {
   Value logits_value_;
   std::unique_ptr<BatchWriter> writer_;
   double model_flops_ = 0;
-  Program::Observer observer_;
+  Program::Observer observer_, once_;
   bool observed_ = false, check_finite_ = false;
 };
 

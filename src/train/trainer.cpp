@@ -8,11 +8,13 @@
 #include <iostream>
 #include <limits>
 
+#include "comm/single_process.h"
 #include "data/files.h"
 #include "src/core/error.h"
 #include "src/core/parallel.h"
 #include "src/core/version.h"
 #include "src/optim/schedule.h"
+#include "src/train/inspect.h"
 #include "src/train/run_folder.h"
 
 namespace attamba {
@@ -63,9 +65,7 @@ Trainer::Trainer(const Config& config, Communicator& communicator, Device device
   open_data();
   chunking_ = make_model_chunking(config_.model);
   programs_ = std::make_unique<ModelPrograms>(program_options(config_, chunking_.get(), device_), communicator_);
-  if (config_.train.debug) {
-    programs_->observe(profile_.observer(), true);
-  }
+  set_up_debugging();
   open_run_folder();
   resume();
   start_loader();
@@ -73,6 +73,54 @@ Trainer::Trainer(const Config& config, Communicator& communicator, Device device
 }
 
 Trainer::~Trainer() = default;
+
+void Trainer::set_up_debugging() {
+  compare_cpu_ = config_.train.compare_cpu;
+  const std::string& pattern = config_.train.watch;
+  if (config_.train.debug || !pattern.empty()) {
+    const Program::Observer watch = pattern.empty() ? Program::Observer() : watch_tensors(pattern, std::cerr);
+    programs_->observe(
+        [this, watch](const Program::Step& step, double seconds) {
+          profile_.add(step, seconds);
+          if (watch) {
+            watch(step, seconds);
+          }
+        },
+        config_.train.debug);
+  }
+}
+
+/// Adds the step, and the samples where the number that is not finite was found, to the message.
+template <class Body>
+auto Trainer::naming_samples(const std::vector<std::int64_t>& batch_samples, const Body& body) {
+  try {
+    return body();
+  } catch (const NotFinite& error) {
+    const auto tokens = static_cast<std::int64_t>(batch_samples.size()) * config_.data.sequence_length;
+    std::string samples;
+    if (error.rows() == tokens && tokens > 0) {
+      samples = concat(", sample ", batch_samples[static_cast<std::size_t>(error.row() / config_.data.sequence_length)],
+                       ", token ", error.row() % config_.data.sequence_length);
+    }
+    throw Error(concat(error.what(), "; step ", state_.step + 1, samples));
+  }
+}
+
+/// The first difference between this device and the CPU on one batch, with the weights as they are.
+void Trainer::compare_with_cpu(const Batch& batch, const std::vector<std::int64_t>& samples) {
+  compare_cpu_ = false;
+  SingleProcess alone;
+  ModelPrograms on_cpu(program_options(config_, chunking_.get(), Device::cpu), alone);
+  for (const ParameterInfo& parameter : programs_->parameters()) {
+    copy_from_host(on_cpu.master(parameter.name), HostCopy(programs_->master(parameter.name)).tensor());
+  }
+  on_cpu.refresh_compute_weights();
+  on_cpu.inputs().write(batch.tokens, batch.document_starts, samples, data_.seed, state_.step);
+  const std::vector<OpDifference> differences = compare_devices(*programs_, on_cpu);
+  if (leads()) {
+    print_differences(differences, config_.train.compute_dtype(), std::cerr);
+  }
+}
 
 void Trainer::open_data() {
   data_.n = config_.data.sequence_length;
@@ -228,12 +276,19 @@ Trainer::Outcome Trainer::run() {
 
 StepResult Trainer::step() {
   step_began_ = now();
+  if (leads() && !config_.train.watch.empty()) {
+    std::cerr << "step " << state_.step + 1 << '\n';
+  }
+  std::vector<std::int64_t> samples;
   for (std::int64_t j = 0; j < share_.count(); ++j) {
     const Batch batch = loader_->next();
-    const std::vector<std::int64_t> samples(batch.sample_indices.begin(), batch.sample_indices.end());
+    samples.assign(batch.sample_indices.begin(), batch.sample_indices.end());
     programs_->inputs().write(batch.tokens, batch.document_starts, samples, data_.seed, state_.step);
+    if (compare_cpu_) {
+      compare_with_cpu(batch, samples);
+    }
     if (j + 1 < share_.count()) {
-      programs_->accumulate();
+      naming_samples(samples, [&] { programs_->accumulate(); });
     }
   }
   const OptimConfig& o = config_.optim;
@@ -243,7 +298,10 @@ StepResult Trainer::step() {
                                   .steps = config_.train.steps,
                                   .min_ratio = o.lr_min_ratio,
                                   .decay = o.decay};
-  return programs_->finish_step(learning_rate(schedule, state_.step), state_.updates, share_.count() == 0, stop_requested != 0);
+  return naming_samples(samples, [&] {
+    return programs_->finish_step(learning_rate(schedule, state_.step), state_.updates, share_.count() == 0,
+                                  stop_requested != 0);
+  });
 }
 
 void Trainer::after_step(const StepResult& result) {

@@ -289,6 +289,28 @@ INSTANTIATE_TEST_SUITE_P(
                     Case{"oneToken", kSmall, 1, 1, {1}, 0, true}),
     kNameOfCase);
 
+/// Fused kernels: products of bfloat16 on tensor cores.
+class ChunkScanFused : public testing::TestWithParam<Case> {};
+
+TEST_P(ChunkScanFused, AgreesWithTheCpu) {
+  const Problem p = problem_of(GetParam());
+  const Result expected = run<double>(scans_of_cpu(), Device::cpu, p, false);
+  const Result got = run_cuda<bfloat16>(p, 0, false);
+  EXPECT_LT(distance(got.out, expected.out), 0x1p-7) << "out";
+  ::printf("out %g of 2^-8\n", distance(got.out, expected.out) * 256);
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    , ChunkScanFused,
+    testing::Values(Case{"chunks1", kPaper, 1, 37, {1}}, Case{"chunks2", kPaper, 2, 50, {2}, 1, true},
+                    Case{"chunks7", kPaperGroups, 1, 99, {7}}, Case{"chunks8", kPaper, 2, 96, {8}, 0, true},
+                    Case{"chunks47", kPaper, 1, 150, {47}}, Case{"chunks48", kPaper, 1, 192, {48}},
+                    Case{"chunks49", kPaperGroups, 1, 140, {49}, 0, true}, Case{"random", kPaper, 2, 130, {}, 0, true},
+                    Case{"mixed", kPaper, 2, 200, {1, 70, 3, 2, 129, 33, 31}}, Case{"whole", kPaper, 2, 130, {130}, 0, true},
+                    Case{"lastPieceOfOneRow", kPaper, 1, 97, {97}}, Case{"large", kPaperLarge, 1, 70, {8}, 3, true},
+                    Case{"largeLong", kPaperLarge, 1, 150, {20, 130}}, Case{"oneToken", kPaper, 1, 1, {1}, 0, true}),
+    kNameOfCase);
+
 TEST(ChunkScanCuda, PlainResultsDoNotDependOnTheOrderOfWarpsAndBlocks) {
   const Problem p = problem_of({"", kGroups, 1, 130, {100, 5}, 0, true});
   const Result first = run_cuda<float>(p, 1), second = run_cuda<float>(p, 2);
@@ -300,8 +322,8 @@ TEST(ChunkScanCuda, PlainResultsDoNotDependOnTheOrderOfWarpsAndBlocks) {
 }
 
 TEST(ChunkScanCuda, WindowsOfSequencesDoNotMix) {
-  const ScanShape tiny{.hidden = 4, .state = 2, .heads = 1, .groups = 1, .conv = 2};
-  const Problem p = problem_of({"", tiny, 3, 2100, {5, 90}, 3, false});  // a window holds one sequence
+  const ScanShape tiny{.hidden = 4, .state = 2, .heads = 2, .groups = 1, .conv = 2};
+  const Problem p = problem_of({"", tiny, 2, 2100, {5, 90}, 3, false});  // a window holds one sequence
   const Result expected = run<double>(scans_of_cpu(), Device::cpu, p, true);
   expect_close(p, run_cuda<float>(p), expected, {1e-5, 1e-5, 1e-5});
 }

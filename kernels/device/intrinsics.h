@@ -18,6 +18,7 @@
 #define ATTAMBA_HOST_DEVICE __host__ __device__ __forceinline__
 #define ATTAMBA_KERNEL(threads, blocks_per_multiprocessor) __global__ void __launch_bounds__(threads, blocks_per_multiprocessor)
 #else
+#include <source_location>
 #define ATTAMBA_DEVICE inline
 #define ATTAMBA_HOST_DEVICE inline
 #define ATTAMBA_KERNEL(threads, blocks_per_multiprocessor) void
@@ -210,35 +211,38 @@ int block_y();
 int block_z();
 int grid_x();
 
+/// Where a kernel calls a function, for the emulator's messages and to tell calls apart.
+using Site = std::source_location;
+
 std::byte* dynamic_shared();
-/// Checks the access and counts it; `what` is the size of one element.
-void check_load(const void* p, std::size_t bytes);
-void check_store(void* p, std::size_t bytes);
+/// Checks the access and counts it; `bytes` is the size of one element.
+void check_load(const void* p, std::size_t bytes, Site site);
+void check_store(void* p, std::size_t bytes, Site site);
 template <class T>
-T load(const T* p) {
-  check_load(p, sizeof(T));
+T load(const T* p, Site site = Site::current()) {
+  check_load(p, sizeof(T), site);
   return *p;
 }
 template <class T>
-void store(T* p, T value) {
-  check_store(p, sizeof(T));
+void store(T* p, T value, Site site = Site::current()) {
+  check_store(p, sizeof(T), site);
   *p = value;
 }
-std::uint32_t atomic_add(std::uint32_t* p, std::uint32_t value);
-std::int64_t atomic_add(std::int64_t* p, std::int64_t value);
+std::uint32_t atomic_add(std::uint32_t* p, std::uint32_t value, Site site = Site::current());
+std::int64_t atomic_add(std::int64_t* p, std::int64_t value, Site site = Site::current());
 void fence_device();
 
-float shuffle(float value, int lane);
-std::uint32_t shuffle(std::uint32_t value, int lane);
-float shuffle_xor(float value, int mask);
-std::uint32_t shuffle_xor(std::uint32_t value, int mask);
-float shuffle_up(float value, int delta);
-float shuffle_down(float value, int delta);
-std::uint32_t ballot(bool predicate);
-void sync_warp();
-void sync_block();
+float shuffle(float value, int lane, Site site = Site::current());
+std::uint32_t shuffle(std::uint32_t value, int lane, Site site = Site::current());
+float shuffle_xor(float value, int mask, Site site = Site::current());
+std::uint32_t shuffle_xor(std::uint32_t value, int mask, Site site = Site::current());
+float shuffle_up(float value, int delta, Site site = Site::current());
+float shuffle_down(float value, int delta, Site site = Site::current());
+std::uint32_t ballot(bool predicate, Site site = Site::current());
+void sync_warp(Site site = Site::current());
+void sync_block(Site site = Site::current());
 
-void copy_async_16(void* shared, const void* global, bool valid);
+void copy_async_16(void* shared, const void* global, bool valid, Site site = Site::current());
 void copy_async_commit();
 void wait_for_copies(int pending);
 template <int kPending>
@@ -246,9 +250,9 @@ void copy_async_wait() {
   wait_for_copies(kPending);
 }
 
-void load_matrix_x4(std::uint32_t (&r)[4], const void* row);
-void load_matrix_x4_transposed(std::uint32_t (&r)[4], const void* row);
-void mma_16x8x16(float (&d)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[2]);
+void load_matrix_x4(std::uint32_t (&r)[4], const void* row, Site site = Site::current());
+void load_matrix_x4_transposed(std::uint32_t (&r)[4], const void* row, Site site = Site::current());
+void mma_16x8x16(float (&d)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[2], Site site = Site::current());
 
 float to_float(bf16 x);
 inline float to_float(float x) {

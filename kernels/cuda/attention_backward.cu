@@ -57,8 +57,8 @@ ATTAMBA_DEVICE void compute_deltas(float* deltas, const bf16* tile, const Backwa
     }
     if (chunk == 0) {
       store(deltas + own, delta);
-      if (exists) {
-        store_statistic(statistics + row + own, {load(a.lse + query) * kLog2E, delta});
+      if (row + own < padded_rows(a.sizes)) {
+        store_statistic(statistics + row + own, {exists ? load(a.lse + query) * kLog2E : 0, delta});
       }
     }
   }

@@ -148,16 +148,15 @@ struct KeyTiles {
 template <int kD, int kKeys, int kThreads>
 class KeyCopier {
  public:
+  /// Beyond the last tile there are no keys.
   ATTAMBA_DEVICE void look_up(const KeyTiles<kKeys>& keys, int tile, const Table& table) {
-    if (tile < keys.count) {
-      const int first = keys.first(tile), end = keys.end(tile);
-      const bool compact = keys.is_compact(tile);
-      ATTAMBA_UNROLL
-      for (int pass = 0; pass < Plan::passes(kKeys); ++pass) {
-        const int key = first + Plan::row(pass);
-        exists_[pass] = key < end;
-        token_[pass] = key >= end ? 0 : compact ? load(table.ends + key) : key;
-      }
+    const int first = keys.first(tile), end = keys.end(tile);
+    const bool compact = keys.is_compact(tile);
+    ATTAMBA_UNROLL
+    for (int pass = 0; pass < Plan::passes(kKeys); ++pass) {
+      const int key = first + Plan::row(pass);
+      exists_[pass] = key < end;
+      token_[pass] = key >= end ? 0 : compact ? load(table.ends + key) : key;
     }
   }
   /// Into one stage, [2, kKeys, kD]: keys, then values.

@@ -2,7 +2,7 @@
 #
 #   ATTAMBA_CUDA            AUTO (when nvcc is found), ON (an error when it is not) or OFF
 #   CMAKE_CUDA_ARCHITECTURES  GPUs to build for; one makes the build quicker
-set(ATTAMBA_CUDA OFF CACHE STRING "Build the GPU backend: AUTO, ON or OFF")
+set(ATTAMBA_CUDA AUTO CACHE STRING "Build the GPU backend: AUTO, ON or OFF")
 set(ATTAMBA_CUDA_FOUND OFF)
 
 if(ATTAMBA_CUDA)

@@ -54,8 +54,8 @@ class ModelBuilder : public ModelOptions {
   Value vector(const std::string& name, const Shape& shape, Initialization initialization);
 
   Value tokens();
-  /// q, k [T, heads * head_dim] turned by the rows' positions.
-  Value rotated(Value x, std::int64_t head_dim);
+  /// q, k [T, heads * head_dim], a `linear_unrounded` (+ addend), turned by the rows' positions and rounded.
+  Value rotated(Value x, Value addend, std::int64_t head_dim);
   /// Keys that queries of a layer may see, and the rows at which its chunks start.
   ops::AttentionKeys attention_keys(std::int64_t layer);
   Value chunk_starts(std::int64_t layer);
@@ -86,9 +86,13 @@ class ResidualStream {
 
 /// w2(silu(w1 x) * w3 x) (SPEC 4).
 Value declare_feed_forward(ModelBuilder& builder, Value x, const std::string& prefix);
-/// SSM of SPEC 3.3 over input u [T, width], with `addend` added to its result (eq. 3) where given. starts: where its state
-/// begins.
-Value declare_ssm(ModelBuilder& builder, Value u, std::int64_t width, const std::string& prefix, Value starts, Value addend);
+/// An SSM but for its last product: its result is state out_proj^T.
+struct Ssm {
+  Value state;     ///< [T, E], gated and normed
+  Value out_proj;  ///< [width, E]
+};
+/// The selective SSM (kernels::chunk_scan) over input u [T, width]. starts: where its state begins.
+Ssm declare_ssm(ModelBuilder& builder, Value u, std::int64_t width, const std::string& prefix, Value starts);
 
 /// Attention of one block: x [T, D], already normed -> what it adds to the residual stream. `prefix` is "layers.3.attention.".
 using DeclareAttention = Value (*)(ModelBuilder& builder, Value x, std::int64_t layer, const std::string& prefix);

@@ -1,4 +1,4 @@
-// Attamba (paper, section 3; SPEC 3 and 4): a transformer whose keys and values are made by two small selective SSMs that run
+// Attamba (paper, section 4; docs/model.md): a transformer whose keys and values are made by two small selective SSMs that run
 // inside chunks of tokens. A query attends to one key/value per finished chunk and to the most recent tokens in full.
 #include "src/models/model.h"
 

@@ -63,7 +63,7 @@ Value declare_feed_forward(ModelBuilder& b, Value x, const std::string& prefix) 
 }
 
 Ssm declare_ssm(ModelBuilder& b, Value u, std::int64_t width, const std::string& prefix, Value starts) {
-  constexpr double kGatedNormEps = 1e-5;  // SPEC 3.3
+  constexpr double kGatedNormEps = 1e-5;  // docs/model.md, SSM
   const SsmConfig& ssm = b.config.ssm;
   const kernels::ScanShape shape{
       .hidden = ssm.hidden, .state = ssm.state, .heads = ssm.heads, .groups = ssm.groups, .conv = ssm.conv};

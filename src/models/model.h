@@ -13,7 +13,7 @@
 
 namespace attamba {
 
-/// How a parameter starts (SPEC 5).
+/// How a parameter starts (docs/model.md, recipe).
 enum class Initialization : std::uint8_t {
   normal,     ///< truncated normal, cut at 3 sigma, sigma = columns^-0.5
   ones,       ///< norms and the SSM's skip
@@ -22,7 +22,7 @@ enum class Initialization : std::uint8_t {
 };
 
 struct ParameterInfo {
-  std::string name;  ///< as in SPEC 4
+  std::string name;  ///< as in docs/model.md
   Shape shape;
   Initialization initialization = Initialization::normal;
 };
@@ -84,7 +84,7 @@ class ResidualStream {
   Value stream_, pending_;
 };
 
-/// w2(silu(w1 x) * w3 x) (SPEC 4).
+/// w2(silu(w1 x) * w3 x).
 Value declare_feed_forward(ModelBuilder& builder, Value x, const std::string& prefix);
 /// An SSM but for its last product: its result is state out_proj^T.
 struct Ssm {
@@ -96,7 +96,7 @@ Ssm declare_ssm(ModelBuilder& builder, Value u, std::int64_t width, const std::s
 
 /// Attention of one block: x [T, D], already normed -> what it adds to the residual stream. `prefix` is "layers.3.attention.".
 using DeclareAttention = Value (*)(ModelBuilder& builder, Value x, std::int64_t layer, const std::string& prefix);
-/// n_layers times h += attention(norm h); h += feed_forward(norm h) (SPEC 4), each block a recompute segment where asked.
+/// n_layers times h += attention(norm h); h += feed_forward(norm h), each block a recompute segment where asked.
 void declare_attention_blocks(ModelBuilder& builder, ResidualStream& stream, DeclareAttention declare_attention);
 
 /// The blocks of one kind of model: from the embedded tokens to the last block's result.
@@ -112,7 +112,7 @@ struct DeclaredModel {
 };
 DeclaredModel declare_model(Tape& tape, const ModelOptions& options);
 
-/// The strategy that a configuration names; empty for models that do not chunk. `explicit` takes its lists from the caller.
-std::unique_ptr<ChunkingStrategy> make_model_chunking(const ModelConfig& config);
+/// The strategy that a configuration names, for sequences of n tokens; empty for models that do not chunk.
+std::unique_ptr<ChunkingStrategy> make_model_chunking(const ModelConfig& config, std::int64_t n);
 
 }  // namespace attamba

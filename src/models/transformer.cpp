@@ -1,5 +1,5 @@
-// The baseline transformer (SPEC 4): pre-norm attention and SwiGLU. attn_dim < D gives the paper's smaller KV cache (+KVC),
-// sliding_window the windowed variant (+SWA).
+// The baseline transformer (docs/model.md): pre-norm attention and SwiGLU. attn_dim < D gives the paper's smaller KV cache
+// (+KVC), sliding_window the windowed variant (+SWA).
 #include "src/models/model.h"
 
 namespace attamba {

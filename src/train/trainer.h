@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "comm/communicator.h"
@@ -64,7 +65,7 @@ class Trainer {
   Config config_;
   Communicator& communicator_;
   MicroBatchShare share_;
-  LoaderConfig data_;
+  std::optional<SampleSource> samples_;
   std::unique_ptr<Evaluator> evaluator_;
   std::unique_ptr<ChunkingStrategy> chunking_;
   std::unique_ptr<ModelPrograms> programs_;

@@ -1,7 +1,6 @@
 // attamba bench: how fast a model trains here, and where the time goes. Random tokens, no data needed.
 #include <CLI/CLI.hpp>
 #include <algorithm>
-#include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <fstream>
@@ -16,6 +15,7 @@
 #include "launch/config_options.h"
 #include "launch/devices.h"
 #include "launch/session.h"
+#include "src/core/clock.h"
 #include "src/core/error.h"
 #include "src/core/parallel.h"
 #include "src/core/random.h"
@@ -38,14 +38,11 @@ struct BenchOptions {
   std::string python = "python3";
 };
 
-double now() {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
-
 /// A model with random weights, fed with one random batch; every step is a whole optimizer step of one micro-batch.
 class Benchmark {
  public:
-  explicit Benchmark(Config config) : config_(std::move(config)), chunking_(make_model_chunking(config_.model)) {
+  explicit Benchmark(Config config)
+      : config_(std::move(config)), chunking_(make_model_chunking(config_.model, config_.data.sequence_length)) {
     set_threads(config_.train.threads, communicator_);
     device_ = open_device(config_.train.device, config_.train.compute_dtype(), communicator_);
     peak_ = kernels::on(device_).measure_matmul_peak(config_.train.compute_dtype(), kPeakSeconds);
@@ -63,9 +60,9 @@ class Benchmark {
 
   /// Seconds of one optimizer step.
   double step() {
-    const double begin = now();
+    const double begin = monotonic_seconds();
     programs_->finish_step(1e-4, updates_++, false);
-    return now() - begin;
+    return monotonic_seconds() - begin;
   }
 
   ModelPrograms& programs() { return *programs_; }

@@ -70,7 +70,7 @@ class Chunks(nn.Module):
 
 
 def attamba_mask(n, chunks, leading, strategy):
-    """allowed[t, k]: key k ends a chunk or is among the last `leading` tokens (0: lies in t's own chunk), SPEC 3.2"""
+    """allowed[t, k]: key k ends a chunk or is among the last `leading` tokens (0: lies in t's own chunk), docs/model.md"""
     position = torch.arange(n)
     causal = position[:, None] >= position[None, :]
     if strategy == "none":
@@ -144,7 +144,7 @@ class RmsNorm(nn.Module):
 
 
 class SsmPair(nn.Module):
-    """The selective SSMs that make keys and values (SPEC 3.3), side by side. Index 0 is the key's, 1 the value's.
+    """The selective SSMs that make keys and values (docs/model.md), side by side. Index 0 is the key's, 1 the value's.
 
     Rows of the input projection: z of both, xBC of both, dt of both, so that each slice is one block of channels.
     """

@@ -120,6 +120,9 @@ void pack_transposed(float* out, const T* in, std::int64_t stride, std::int64_t 
         __m256 row[8];
         for (int r = 0; r < 8; ++r) {
           row[r] = r < kGroup ? load8(rows + (group + r) * stride + k) : _mm256_setzero_ps();
+          if (r < kGroup) {  // rows are too short here for the processor to foresee the next panel's
+            _mm_prefetch(rows + (width + group + r) * stride + k, _MM_HINT_T0);
+          }
         }
         store_transposed<kGroup>(out + k * width + group, width, row);
       }
@@ -145,6 +148,7 @@ void pack_copied(float* out, const T* in, std::int64_t stride, std::int64_t exte
         continue;
       }
       for (std::int64_t k = begin; k < end; ++k) {
+        _mm_prefetch(in + (k + kCopiedDepth) * stride + i, _MM_HINT_T0);
         for (int group = 0; group < width; group += kGroup) {
           store<kGroup>(panel + k * width + group, load8(in + k * stride + i + group));
         }

@@ -362,7 +362,9 @@ TEST(MatmulPeak, LibraryLeavesTheNumberOfThreads) {
 
 TEST(MatmulPeak, IsMeasuredAndNamed) {
   EXPECT_GT(measure_matmul_peak(DType::float32, 0.01), 1e8);
-  EXPECT_NE(std::string(matmul_library(DType::float32)).find("OpenBLAS"), std::string::npos);
+  EXPECT_NE(std::string(library_name(DType::float32)).find("OpenBLAS"), std::string::npos);
+  EXPECT_EQ(std::string(matmul_library(DType::float32)).find("own") != std::string::npos, has_own_gemm());
+  EXPECT_EQ(std::string(matmul_library(DType::float64)), library_name(DType::float64));
   EXPECT_NE(std::string(matmul_library(DType::bfloat16)), "");
   EXPECT_THROW(measure_matmul_peak(DType::int32, 0.01), Error);
 }

@@ -2,9 +2,8 @@
 #include <gtest/gtest.h>
 
 #include "comm/communicator.h"
-#include "kernels/kernels.h"
 #include "src/train/programs.h"
-#include "tests/core/fake_device.h"
+#include "tests/simt/emulated_device.h"
 
 namespace attamba {
 namespace {
@@ -41,52 +40,36 @@ class Twins final : public Communicator {
   bool recordable_;
 };
 
-struct Outcome {
-  int recordings = 0;
-  Twins twins;
-};
-
-Outcome three_steps_of_two_micro_batches(bool recordable) {
-  auto owned = std::make_unique<FakeDevice>(FakeDevice::Queue::immediate);
-  const FakeDevice& device = *owned;
-  set_runtime(Device::cuda, std::move(owned));
-  kernels::set_backend(Device::cuda, kernels::on(Device::cpu));  // the fake device's memory is the host's
+/// The sums that a rank asks for in four steps. A recorded program asks for them when it runs for the first time and while it
+/// is recorded.
+Twins after_four_steps(bool recordable) {
+  simt::connect();
+  Twins twins(recordable);
   ModelConfig config;
   config.vocab_size = 40;
-  config.dim = 32;
+  config.dim = 64;
   config.n_layers = 1;
   config.n_heads = 2;
   config.ffn_dim = 48;
-  config.ssm = {.hidden = 16, .state = 4, .heads = 2};
-  config.chunking = {.strategy = "uniform", .size = 4, .leading_tokens = 2};
+  config.ssm = {.hidden = 32, .state = 16, .heads = 2};
   const auto chunking = make_model_chunking(config);
-  Outcome outcome{.twins = Twins(recordable)};
   ModelPrograms programs(
-      {.model = config, .chunking = chunking.get(), .micro_batch = {1, 16}, .global_batch = 4, .device = Device::cuda},
-      outcome.twins);
+      {.model = config, .chunking = chunking.get(), .micro_batch = {1, 16}, .global_batch = 2, .device = Device::cuda}, twins);
   programs.initialize(1);
   const std::vector<std::int32_t> window(17, 3);
-  for (int step = 0; step < 3; ++step) {
+  for (int step = 0; step < 4; ++step) {
     programs.inputs().write(window, {}, {}, 0, 0);
-    programs.accumulate();
     programs.finish_step(1e-3, step, false);
   }
-  outcome.recordings = device.recordings;
-  return outcome;
+  EXPECT_EQ(twins.on_device, twins.started);
+  EXPECT_EQ(twins.enqueued, 4) << "once a step";
+  return twins;
 }
 
-TEST(DevicePrograms, ReductionsGoToTheCommunicatorAsDeviceMemoryAndAreRecordedWhereItAllows) {
-  const Outcome outcome = three_steps_of_two_micro_batches(true);
-  EXPECT_EQ(outcome.recordings, 2) << "accumulate and closing";
-  EXPECT_GT(outcome.twins.started, 0);
-  EXPECT_EQ(outcome.twins.on_device, outcome.twins.started);
-  EXPECT_EQ(outcome.twins.enqueued, 3) << "once a step";
-}
-
-TEST(DevicePrograms, ReductionsThatCannotBeRecordedRunOneByOne) {
-  const Outcome outcome = three_steps_of_two_micro_batches(false);
-  EXPECT_EQ(outcome.recordings, 1) << "accumulate alone";
-  EXPECT_EQ(outcome.twins.enqueued, 3);
+TEST(RanksOnTheEmulator, SumsOfADevicesMemoryAreRecordedWhereTheCommunicatorAllowsIt) {
+  const Twins step_by_step = after_four_steps(false), recorded = after_four_steps(true);
+  EXPECT_GT(step_by_step.started, 0);
+  EXPECT_EQ(step_by_step.started, 2 * recorded.started);
 }
 
 }  // namespace

@@ -8,9 +8,9 @@
 #include <limits>
 #include <vector>
 
+#include "src/core/device.h"
 #include "src/core/error.h"
 #include "src/core/random.h"
-#include "src/core/storage.h"
 
 namespace attamba::kernels::cpu {
 namespace {
@@ -57,7 +57,7 @@ class Padded {
 };
 
 void run(const GemmProblem& problem, int workers) {
-  const HostBuffer scratch(gemm_scratch_bytes(problem, workers), "a test");
+  const Memory scratch(Device::cpu, gemm_scratch_bytes(problem, workers), "a test");
   std::memset(scratch.data(), 0xff, gemm_scratch_bytes(problem, workers));  // NaN: scratch is undefined
   gemm(problem, scratch.data(), gemm_scratch_bytes(problem, workers), workers);
 }

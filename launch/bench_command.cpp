@@ -13,6 +13,7 @@
 #include "launch/bench.h"
 #include "launch/commands.h"
 #include "launch/config_options.h"
+#include "launch/devices.h"
 #include "launch/session.h"
 #include "src/core/clock.h"
 #include "src/core/error.h"
@@ -43,8 +44,9 @@ class Benchmark {
   explicit Benchmark(Config config)
       : config_(std::move(config)), chunking_(make_model_chunking(config_.model, config_.data.sequence_length)) {
     set_threads(config_.train.threads, communicator_);
-    peak_ = kernels::cpu::measure_matmul_peak(config_.train.compute_dtype(), kPeakSeconds);
-    ProgramOptions options = program_options(config_, chunking_.get());
+    device_ = open_device(config_.train.device, config_.train.compute_dtype(), communicator_);
+    peak_ = kernels::on(device_).measure_matmul_peak(config_.train.compute_dtype(), kPeakSeconds);
+    ProgramOptions options = program_options(config_, chunking_.get(), device_);
     options.global_batch = config_.train.micro_batch;  // every step is one micro-batch
     programs_ = std::make_unique<ModelPrograms>(options, communicator_);
     programs_->initialize(0);
@@ -70,8 +72,8 @@ class Benchmark {
   void print_head(std::ostream& out) const {
     out << version_line() << "\n  " << config_.model.kind << ", " << format_integer(parameter_count(config_.model))
         << " parameters, " << config_.train.micro_batch << " x " << config_.data.sequence_length << " tokens, "
-        << config_.train.dtype << " (" << kernels::cpu::matmul_library(config_.train.compute_dtype()) << "), " << thread_count()
-        << " threads\n"
+        << config_.train.dtype << " (" << kernels::on(device_).matmul_library(config_.train.compute_dtype()) << "), "
+        << (device_ == Device::cpu ? concat(thread_count(), " threads") : runtime(device_).description()) << '\n'
         << "  matrix products reach " << format_quantity(peak_, "FLOP/s") << " here, measured on large squares\n";
   }
 
@@ -79,6 +81,7 @@ class Benchmark {
   Config config_;
   std::unique_ptr<ChunkingStrategy> chunking_;
   SingleProcess communicator_;
+  Device device_ = Device::cpu;
   std::unique_ptr<ModelPrograms> programs_;
   double peak_ = 0;
   std::int64_t updates_ = 0;

@@ -162,7 +162,8 @@ Loss add_loss_products(Products& products, const Program::Step& step) {
 class Operands {
  public:
   Tensor make(DType dtype, const Shape& shape) {
-    const Tensor tensor{buffers_.emplace_back(TensorType{dtype, shape}.bytes(), "a benchmark").data(), {dtype, shape}};
+    const Tensor tensor{buffers_.emplace_back(Device::cpu, TensorType{dtype, shape}.bytes(), "a benchmark").data(),
+                        {dtype, shape}};
     switch (dtype) {
       case DType::bfloat16:
         fill<bfloat16>(tensor);
@@ -180,7 +181,7 @@ class Operands {
   }
 
   Launch launch(std::size_t scratch) {
-    const HostBuffer& buffer = buffers_.emplace_back(std::max<std::size_t>(scratch, 64), "a benchmark");
+    const Memory& buffer = buffers_.emplace_back(Device::cpu, std::max<std::size_t>(scratch, 64), "a benchmark");
     return {.scratch = {buffer.data(), buffer.size()}};
   }
 
@@ -195,7 +196,7 @@ class Operands {
     });
   }
 
-  std::vector<HostBuffer> buffers_;
+  std::vector<Memory> buffers_;
 };
 
 /// out, a and b of one product, and what is added.
@@ -276,7 +277,7 @@ double measure_loss(const Loss& loss, std::int64_t repeats) {
 /// The program is planned but never run: its list of ops is all that is wanted.
 Loss collect(Products& products, const Config& config, Communicator& communicator) {
   const auto chunking = make_model_chunking(config.model, config.data.sequence_length);
-  const ModelPrograms programs(program_options(config, chunking.get()), communicator);
+  const ModelPrograms programs(program_options(config, chunking.get(), Device::cpu), communicator);
   Loss loss;
   for (const Program::Step& step : programs.closing_program().steps()) {
     if (step.op->name() == "matmul") {

@@ -9,6 +9,7 @@
 #include "comm/single_process.h"
 #include "data/prepare.h"
 #include "launch/commands.h"
+#include "launch/devices.h"
 #include "launch/session.h"
 #include "src/core/error.h"
 #include "src/train/checkpoint.h"
@@ -26,6 +27,7 @@ struct RunOptions {
   std::string run;
   std::int64_t step = -1;
   std::string dtype;
+  std::string device = "auto";
   std::int64_t threads = 0;
 };
 
@@ -58,12 +60,14 @@ LoadedRun load_run(FoundRun found, const RunOptions& options, std::int64_t seque
   config.train.dtype = options.dtype.empty() ? config.train.dtype : options.dtype;
   validate(config.model, config.data.sequence_length);
   run.chunking = make_model_chunking(config.model, config.data.sequence_length);
+  const Device device = open_device(options.device, config.train.compute_dtype(), communicator, true);
   run.programs = std::make_unique<ModelPrograms>(ProgramOptions{.model = config.model,
                                                                 .chunking = run.chunking.get(),
                                                                 .micro_batch = {sequences, config.data.sequence_length},
                                                                 .dtype = config.train.compute_dtype(),
                                                                 .training = false,
-                                                                .logits = logits},
+                                                                .logits = logits,
+                                                                .device = device},
                                                  communicator);
   run.programs->load_weights([&](const std::vector<NamedTensor>& tensors) { load_tensors(run.found.checkpoint, tensors); });
   return run;
@@ -166,6 +170,9 @@ void add_run_options(CLI::App& command, RunOptions& options) {
   command.add_option("--step", options.step, "checkpoint of this step; by default the newest");
   command.add_option("--dtype", options.dtype, "compute type; by default the run's")
       ->check(CLI::IsMember({"float32", "bfloat16", "float64"}));
+  command.add_option("--device", options.device, "where to compute; auto = cuda when present")
+      ->check(CLI::IsMember({"auto", "cpu", "cuda"}))
+      ->capture_default_str();
   command.add_option("--threads", options.threads, "threads per rank; 0 = all that this process may use")
       ->capture_default_str();
 }

@@ -21,7 +21,7 @@ fi
 tools=(g++:g++ cmake:cmake ninja:ninja-build ccache:ccache pkg-config:pkg-config mpirun:openmpi-bin git:git)
 # oneDNN's CMake package looks for OpenCL, which its Debian package does not bring along.
 libraries=(libopenmpi-dev libhdf5-dev libopenblas-dev libdnnl-dev ocl-icd-opencl-dev libsentencepiece-dev libzstd-dev zlib1g-dev libcli11-dev
-           libtomlplusplus-dev nlohmann-json3-dev libgtest-dev libgmock-dev)
+           libtomlplusplus-dev nlohmann-json3-dev libgtest-dev libgmock-dev libboost-context-dev)
 
 missing_packages() {
   local entry

@@ -130,10 +130,8 @@ std::size_t forward_slot(const TensorType& q, const Sizes& sizes) {
 
 void attention(const Launch& launch, const Tensor& out, const Tensor& lse, const Tensor& q, const Tensor& k, const Tensor& v,
                const AttentionTable& table, std::int64_t sequence_length) {
+  check_attention(out, lse, q, k, v, table, sequence_length);
   const Sizes sizes(q.type, k.type, sequence_length);
-  check_like("v", v, k.type);
-  check_like("out", out, q.type);
-  check_like("lse", lse, lse_type(q.type));
   const TablePointers pointers = checked(table, sizes);
   dispatch_floating(q.dtype(), "attention", [&]<class T>() {
     using A = Accumulator<T>;

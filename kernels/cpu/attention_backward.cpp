@@ -176,14 +176,8 @@ std::size_t backward_slot(const TensorType& q, const Sizes& sizes) {
 void attention_backward(const Launch& launch, const Tensor& dq, const Tensor& dk, const Tensor& dv, const Tensor& dout,
                         const Tensor& out, const Tensor& lse, const Tensor& q, const Tensor& k, const Tensor& v,
                         const AttentionTable& table, std::int64_t sequence_length) {
+  check_attention_backward(dq, dk, dv, dout, out, lse, q, k, v, table, sequence_length);
   const Sizes sizes(q.type, k.type, sequence_length);
-  check_like("dq", dq, q.type);
-  check_like("dout", dout, q.type);
-  check_like("out", out, q.type);
-  check_like("v", v, k.type);
-  check_like("dk", dk, k.type);
-  check_like("dv", dv, k.type);
-  check_like("lse", lse, lse_type(q.type));
   const TablePointers pointers = checked(table, sizes);
   dispatch_floating(q.dtype(), "attention_backward", [&]<class T>() {
     using A = Accumulator<T>;

@@ -124,7 +124,8 @@ std::function<void()> library_matmul(const Tensor& out, const Tensor& a, const T
 double measure_matmul_peak(DType dtype, double seconds) {
   const DType type = library_operand_type(dtype);
   const TensorType operand{type, {kPeakExtent, kPeakExtent}}, result{accumulator_of(type), operand.shape};
-  const HostBuffer a(operand.bytes(), "a benchmark"), b(operand.bytes(), "a benchmark"), c(result.bytes(), "a benchmark");
+  const Memory a(Device::cpu, operand.bytes(), "a benchmark"), b(Device::cpu, operand.bytes(), "a benchmark"),
+      c(Device::cpu, result.bytes(), "a benchmark");
   fill({}, {a.data(), operand}, 0.5);
   fill({}, {b.data(), operand}, 0.5);
   const auto product = library_matmul({c.data(), result}, {a.data(), operand}, {b.data(), operand}, false, false, false);

@@ -9,6 +9,7 @@
 // - Blocks of one launch do not read what others write, except through the integer atomics.
 #pragma once
 
+#include <bit>
 #include <cstddef>
 #include <cstdint>
 
@@ -17,10 +18,15 @@
 #define ATTAMBA_DEVICE __device__ __forceinline__
 #define ATTAMBA_HOST_DEVICE __host__ __device__ __forceinline__
 #define ATTAMBA_KERNEL(threads, blocks_per_multiprocessor) __global__ void __launch_bounds__(threads, blocks_per_multiprocessor)
+/// A kernel's parameter that is a table: read where it arrives, not copied into each thread's local memory.
+#define ATTAMBA_GRID_CONSTANT __grid_constant__
 #else
+#include <cmath>
+#include <source_location>
 #define ATTAMBA_DEVICE inline
 #define ATTAMBA_HOST_DEVICE inline
 #define ATTAMBA_KERNEL(threads, blocks_per_multiprocessor) void
+#define ATTAMBA_GRID_CONSTANT
 #endif
 
 namespace attamba::device {
@@ -200,6 +206,23 @@ ATTAMBA_DEVICE float rsqrt(float x) {
 ATTAMBA_DEVICE float fused_multiply_add(float a, float b, float c) {
   return fmaf(a, b, c);
 }
+/// 1/x to 1 unit in the last place, subnormal numbers being 0.
+ATTAMBA_DEVICE float reciprocal_fast(float x) {
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+/// Rounded correctly.
+ATTAMBA_DEVICE float sqrt(float x) {
+  return __fsqrt_rn(x);
+}
+ATTAMBA_DEVICE double sqrt(double x) {
+  return __dsqrt_rn(x);
+}
+/// The nearest integer, halves to even; |x| < 2^63.
+ATTAMBA_DEVICE std::int64_t round_to_int64(double x) {
+  return __double2ll_rn(x);
+}
 
 #else
 
@@ -210,35 +233,38 @@ int block_y();
 int block_z();
 int grid_x();
 
+/// Where a kernel calls a function, for the emulator's messages and to tell calls apart.
+using Site = std::source_location;
+
 std::byte* dynamic_shared();
-/// Checks the access and counts it; `what` is the size of one element.
-void check_load(const void* p, std::size_t bytes);
-void check_store(void* p, std::size_t bytes);
+/// Checks the access and counts it; `bytes` is the size of one element.
+void check_load(const void* p, std::size_t bytes, Site site);
+void check_store(void* p, std::size_t bytes, Site site);
 template <class T>
-T load(const T* p) {
-  check_load(p, sizeof(T));
+T load(const T* p, Site site = Site::current()) {
+  check_load(p, sizeof(T), site);
   return *p;
 }
 template <class T>
-void store(T* p, T value) {
-  check_store(p, sizeof(T));
+void store(T* p, T value, Site site = Site::current()) {
+  check_store(p, sizeof(T), site);
   *p = value;
 }
-std::uint32_t atomic_add(std::uint32_t* p, std::uint32_t value);
-std::int64_t atomic_add(std::int64_t* p, std::int64_t value);
+std::uint32_t atomic_add(std::uint32_t* p, std::uint32_t value, Site site = Site::current());
+std::int64_t atomic_add(std::int64_t* p, std::int64_t value, Site site = Site::current());
 void fence_device();
 
-float shuffle(float value, int lane);
-std::uint32_t shuffle(std::uint32_t value, int lane);
-float shuffle_xor(float value, int mask);
-std::uint32_t shuffle_xor(std::uint32_t value, int mask);
-float shuffle_up(float value, int delta);
-float shuffle_down(float value, int delta);
-std::uint32_t ballot(bool predicate);
-void sync_warp();
-void sync_block();
+float shuffle(float value, int lane, Site site = Site::current());
+std::uint32_t shuffle(std::uint32_t value, int lane, Site site = Site::current());
+float shuffle_xor(float value, int mask, Site site = Site::current());
+std::uint32_t shuffle_xor(std::uint32_t value, int mask, Site site = Site::current());
+float shuffle_up(float value, int delta, Site site = Site::current());
+float shuffle_down(float value, int delta, Site site = Site::current());
+std::uint32_t ballot(bool predicate, Site site = Site::current());
+void sync_warp(Site site = Site::current());
+void sync_block(Site site = Site::current());
 
-void copy_async_16(void* shared, const void* global, bool valid);
+void copy_async_16(void* shared, const void* global, bool valid, Site site = Site::current());
 void copy_async_commit();
 void wait_for_copies(int pending);
 template <int kPending>
@@ -246,9 +272,9 @@ void copy_async_wait() {
   wait_for_copies(kPending);
 }
 
-void load_matrix_x4(std::uint32_t (&r)[4], const void* row);
-void load_matrix_x4_transposed(std::uint32_t (&r)[4], const void* row);
-void mma_16x8x16(float (&d)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[2]);
+void load_matrix_x4(std::uint32_t (&r)[4], const void* row, Site site = Site::current());
+void load_matrix_x4_transposed(std::uint32_t (&r)[4], const void* row, Site site = Site::current());
+void mma_16x8x16(float (&d)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[2], Site site = Site::current());
 
 float to_float(bf16 x);
 inline float to_float(float x) {
@@ -262,8 +288,35 @@ float log1p(float x);
 float exp2_fast(float x);
 float rsqrt(float x);
 float fused_multiply_add(float a, float b, float c);
+inline float reciprocal_fast(float x) {
+  return 1 / x;
+}
+inline float sqrt(float x) {
+  return std::sqrt(x);
+}
+inline double sqrt(double x) {
+  return std::sqrt(x);
+}
+inline std::int64_t round_to_int64(double x) {
+  return std::llrint(x);
+}
 
 #endif
+
+/// 64 bits travel as two registers.
+template <class T>
+ATTAMBA_DEVICE T shuffle_xor_64(T value, int mask) {
+  const auto bits = std::bit_cast<std::uint64_t>(value);
+  const std::uint32_t low = shuffle_xor(static_cast<std::uint32_t>(bits), mask);
+  const std::uint32_t high = shuffle_xor(static_cast<std::uint32_t>(bits >> 32), mask);
+  return std::bit_cast<T>((static_cast<std::uint64_t>(high) << 32) | low);
+}
+ATTAMBA_DEVICE double shuffle_xor(double value, int mask) {
+  return shuffle_xor_64(value, mask);
+}
+ATTAMBA_DEVICE std::uint64_t shuffle_xor(std::uint64_t value, int mask) {
+  return shuffle_xor_64(value, mask);
+}
 
 /// A float rounded to an element type.
 template <class T>

@@ -65,6 +65,8 @@ struct TrainConfig {
   std::int64_t threads = 0;
   std::int64_t log_every = 10;
   bool debug = false;
+  std::string watch = "";
+  bool compare_cpu = false;
 
   friend bool operator==(const TrainConfig&, const TrainConfig&) = default;
 
@@ -84,7 +86,12 @@ struct TrainConfig {
     visit.field("deterministic", self.deterministic, Field{"the same bits for any number of ranks"});
     visit.field("threads", self.threads, Field{"threads per rank; 0 = all that this process may use", "threads"});
     visit.field("log_every", self.log_every, Field{"metrics are logged this often", "steps"});
-    visit.field("debug", self.debug, Field{"check every op's result for NaN and infinity, and time each op"});
+    visit.field("debug", self.debug, Field{"run op by op: check each result for NaN and infinity, and time it"});
+    visit.field("watch", self.watch,
+                Field{"print statistics of every tensor whose name matches this pattern, like layers.0.* or gradient/*wq*"});
+    visit.field(
+        "compare_cpu", self.compare_cpu,
+        Field{"before the first step, compare each op's result on its batch with the CPU's and name the first difference"});
   }
 };
 

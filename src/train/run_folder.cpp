@@ -19,10 +19,20 @@ namespace {
 namespace fs = std::filesystem;
 
 /// What may change between two starts of one run: where things lie and how it is computed, not what.
-constexpr std::array kMayChange{"/run",           "/checkpoint",      "/eval",
-                                "/data/prefetch", "/data/train",      "/data/valid",
-                                "/train/device",  "/train/threads",   "/train/log_every",
-                                "/train/debug",   "/train/recompute", "/model/chunking/ends_file"};
+constexpr std::array kMayChange{"/run",
+                                "/checkpoint",
+                                "/eval",
+                                "/data/prefetch",
+                                "/data/train",
+                                "/data/valid",
+                                "/train/device",
+                                "/train/threads",
+                                "/train/log_every",
+                                "/train/debug",
+                                "/train/watch",
+                                "/train/compare_cpu",
+                                "/train/recompute",
+                                "/model/chunking/ends_file"};
 
 bool may_change(const std::string& path) {
   return std::any_of(kMayChange.begin(), kMayChange.end(), [&](const char* prefix) { return path.starts_with(prefix); });

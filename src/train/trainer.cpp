@@ -7,12 +7,14 @@
 #include <iostream>
 #include <limits>
 
+#include "comm/single_process.h"
 #include "data/files.h"
 #include "src/core/clock.h"
 #include "src/core/error.h"
 #include "src/core/parallel.h"
 #include "src/core/version.h"
 #include "src/optim/schedule.h"
+#include "src/train/inspect.h"
 #include "src/train/run_folder.h"
 
 namespace attamba {
@@ -49,19 +51,17 @@ void Trainer::on_first_rank(const Body& body) {
   require(failed == 0, "rank 0 could not go on; its message says why");
 }
 
-Trainer::Trainer(const Config& config, Communicator& communicator) : config_(config), communicator_(communicator) {
+Trainer::Trainer(const Config& config, Communicator& communicator, Device device)
+    : config_(config), communicator_(communicator), device_(device) {
   validate(config_);
-  require<UsageError>(config_.train.device != "cuda", "train.device is cuda, but this build computes on the CPU only");
   require<UsageError>(!config_.run.folder.empty(), "run.folder is not set; name a folder for this run's results");
   share_ = {.per_step = config_.train.global_batch / config_.train.micro_batch,
             .rank = communicator_.rank(),
             .ranks = communicator_.size()};
   open_data();
   chunking_ = make_model_chunking(config_.model, config_.data.sequence_length);
-  programs_ = std::make_unique<ModelPrograms>(program_options(config_, chunking_.get()), communicator_);
-  if (config_.train.debug) {
-    programs_->observe(profile_.observer(), true);
-  }
+  programs_ = std::make_unique<ModelPrograms>(program_options(config_, chunking_.get(), device_), communicator_);
+  set_up_debugging();
   open_run_folder();
   resume();
   start_loader();
@@ -69,6 +69,54 @@ Trainer::Trainer(const Config& config, Communicator& communicator) : config_(con
 }
 
 Trainer::~Trainer() = default;
+
+void Trainer::set_up_debugging() {
+  compare_cpu_ = config_.train.compare_cpu;
+  const std::string& pattern = config_.train.watch;
+  if (config_.train.debug || !pattern.empty()) {
+    const Program::Observer watch = pattern.empty() ? Program::Observer() : watch_tensors(pattern, std::cerr);
+    programs_->observe(
+        [this, watch](const Program::Step& step, double seconds) {
+          profile_.add(step, seconds);
+          if (watch) {
+            watch(step, seconds);
+          }
+        },
+        config_.train.debug);
+  }
+}
+
+/// Adds the step, and the samples where the number that is not finite was found, to the message.
+template <class Body>
+auto Trainer::naming_samples(const std::vector<std::int64_t>& batch_samples, const Body& body) {
+  try {
+    return body();
+  } catch (const NotFinite& error) {
+    const auto tokens = static_cast<std::int64_t>(batch_samples.size()) * config_.data.sequence_length;
+    std::string samples;
+    if (error.rows() == tokens && tokens > 0) {
+      samples = concat(", sample ", batch_samples[static_cast<std::size_t>(error.row() / config_.data.sequence_length)],
+                       ", token ", error.row() % config_.data.sequence_length);
+    }
+    throw Error(concat(error.what(), "; step ", state_.step + 1, samples));
+  }
+}
+
+/// The first difference between this device and the CPU on one batch, with the weights as they are.
+void Trainer::compare_with_cpu(const Batch& batch, const std::vector<std::int64_t>& samples) {
+  compare_cpu_ = false;
+  SingleProcess alone;
+  ModelPrograms on_cpu(program_options(config_, chunking_.get(), Device::cpu), alone);
+  for (const ParameterInfo& parameter : programs_->parameters()) {
+    copy_from_host(on_cpu.master(parameter.name), HostCopy(programs_->master(parameter.name)).tensor());
+  }
+  on_cpu.refresh_compute_weights();
+  on_cpu.inputs().write(batch.tokens, batch.document_starts, samples, seed(), state_.step);
+  const std::vector<OpDifference> differences = compare_devices(*programs_, on_cpu);
+  if (leads()) {
+    print_differences(differences, config_.train.compute_dtype(), std::cerr);
+  }
+}
 
 void Trainer::open_data() {
   LoaderConfig data{.sources = {}, .n = config_.data.sequence_length, .seed = static_cast<std::uint64_t>(config_.train.seed)};
@@ -153,7 +201,7 @@ void Trainer::start_loader() {
 
 void Trainer::report_setup() {
   communicator_.barrier();
-  double peak = kernels::cpu::measure_matmul_peak(config_.train.compute_dtype(), kPeakSeconds);
+  double peak = kernels::on(device_).measure_matmul_peak(config_.train.compute_dtype(), kPeakSeconds);
   communicator_.all_reduce_sum({&peak, {DType::float64, {1}}});
   peak_flops_ = peak;
   if (!leads()) {
@@ -165,9 +213,14 @@ void Trainer::report_setup() {
   }
   std::ostream& out = std::cerr;
   out << version_line() << "\n  " << config_.model.kind << ", " << format_integer(parameters) << " parameters, "
-      << config_.train.dtype << " (" << kernels::cpu::matmul_library(config_.train.compute_dtype()) << "), "
-      << communicator_.size() << (communicator_.size() == 1 ? " rank" : " ranks") << " x " << thread_count() << " threads ("
-      << communicator_.description() << ")\n  " << format_integer(config_.train.steps) << " steps of "
+      << config_.train.dtype << " (" << kernels::on(device_).matmul_library(config_.train.compute_dtype()) << "), "
+      << communicator_.size() << (communicator_.size() == 1 ? " rank" : " ranks") << " x ";
+  if (device_ == Device::cpu) {
+    out << thread_count() << " threads (";
+  } else {
+    out << runtime(device_).description() << " (";
+  }
+  out << communicator_.description() << ")\n  " << format_integer(config_.train.steps) << " steps of "
       << format_integer(config_.train.global_batch) << " x " << format_integer(config_.data.sequence_length) << " tokens, "
       << format_quantity(
              programs_->model_flops() / static_cast<double>(config_.train.micro_batch * config_.data.sequence_length), "FLOP")
@@ -218,13 +271,19 @@ Trainer::Outcome Trainer::run() {
 
 StepResult Trainer::step() {
   step_began_ = monotonic_seconds();
+  if (leads() && !config_.train.watch.empty()) {
+    std::cerr << "step " << state_.step + 1 << '\n';
+  }
+  std::vector<std::int64_t> samples;
   for (std::int64_t j = 0; j < share_.count(); ++j) {
     const Batch batch = loader_->next();
-    const std::vector<std::int64_t> samples(batch.sample_indices.begin(), batch.sample_indices.end());
-    programs_->inputs().write(batch.tokens, batch.document_starts, samples, static_cast<std::uint64_t>(config_.train.seed),
-                              state_.step);
+    samples.assign(batch.sample_indices.begin(), batch.sample_indices.end());
+    programs_->inputs().write(batch.tokens, batch.document_starts, samples, seed(), state_.step);
+    if (compare_cpu_) {
+      compare_with_cpu(batch, samples);
+    }
     if (j + 1 < share_.count()) {
-      programs_->accumulate();
+      naming_samples(samples, [&] { programs_->accumulate(); });
     }
   }
   const OptimConfig& o = config_.optim;
@@ -234,7 +293,10 @@ StepResult Trainer::step() {
                                   .steps = config_.train.steps,
                                   .min_ratio = o.lr_min_ratio,
                                   .decay = o.decay};
-  return programs_->finish_step(learning_rate(schedule, state_.step), state_.updates, share_.count() == 0, stop_requested != 0);
+  return naming_samples(samples, [&] {
+    return programs_->finish_step(learning_rate(schedule, state_.step), state_.updates, share_.count() == 0,
+                                  stop_requested != 0);
+  });
 }
 
 void Trainer::after_step(const StepResult& result) {
@@ -277,7 +339,7 @@ void Trainer::log(const StepResult& result) {
                          .model_flops_per_s = flops,
                          .share_of_peak = flops / peak_flops_,
                          .seconds = state_.seconds};
-    record.lr = programs_->storage().find("step.state").as<double>()[kernels::kStepLearningRate];
+    record.lr = result.learning_rate;
     record.more.emplace_back("loader_wait_seconds", loader_ ? loader_->wait_seconds() : 0.0);
     metrics_->append(record);
     progress_->update(record);

@@ -34,7 +34,7 @@ class Trainer {
 
   /// Opens data and the run folder, builds all programs, and loads the newest checkpoint when there is one. Every rank throws
   /// when any rank cannot go on.
-  Trainer(const Config& config, Communicator& communicator);
+  Trainer(const Config& config, Communicator& communicator, Device device = Device::cpu);
   ~Trainer();
 
   /// Trains to the last step, or until a rank was asked to stop (SIGINT, SIGTERM): all ranks then save the same step.
@@ -49,12 +49,18 @@ class Trainer {
   void resume();
   void start_loader();
   void report_setup();
+  void set_up_debugging();
   StepResult step();
+  /// One micro-batch, the step's last one with the update. `batch_samples` are those in the inputs.
+  template <class Body>
+  auto naming_samples(const std::vector<std::int64_t>& batch_samples, const Body& body);
+  void compare_with_cpu(const Batch& batch, const std::vector<std::int64_t>& samples);
   void after_step(const StepResult& result);
   void log(const StepResult& result);
   void evaluate();
   void save();
   bool due(std::int64_t every) const { return every > 0 && state_.step % every == 0; }
+  std::uint64_t seed() const { return static_cast<std::uint64_t>(config_.train.seed); }
   bool leads() const { return communicator_.rank() == 0; }
   std::filesystem::path folder() const { return config_.run.folder; }
   std::vector<NamedTensor> checkpoint_tensors() const;
@@ -64,6 +70,7 @@ class Trainer {
 
   Config config_;
   Communicator& communicator_;
+  Device device_;
   MicroBatchShare share_;
   std::optional<SampleSource> samples_;
   std::unique_ptr<Evaluator> evaluator_;
@@ -75,6 +82,7 @@ class Trainer {
   std::unique_ptr<MetricsLog> metrics_;
   std::unique_ptr<ProgressLine> progress_;
   OpProfile profile_;
+  bool compare_cpu_ = false;  ///< still to be done, before the next micro-batch
   std::int64_t skipped_in_a_row_ = 0;
   double step_began_ = 0, window_seconds_ = 0;  ///< seconds of steps since the last logged one
   std::int64_t window_steps_ = 0;

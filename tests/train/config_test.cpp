@@ -83,7 +83,9 @@ Config everything_changed() {
              .deterministic = true,
              .threads = 3,
              .log_every = 7,
-             .debug = true};
+             .debug = true,
+             .watch = "layers.0.*",
+             .compare_cpu = true};
   c.eval = {.every = 11, .windows = 12};
   c.checkpoint = {.every = 13, .keep = 14};
   c.run = {.folder = "runs/x", .resume = "never"};

@@ -1,0 +1,46 @@
+// A stream as kernels' launches carry it (Launch::stream), and graphs captured from one.
+#pragma once
+
+#include <cstddef>
+#include <functional>
+#include <vector>
+
+namespace attamba::simt {
+
+/// Work recorded from a stream, with the arguments it had then.
+class EmulatedGraph {
+ public:
+  void launch() const {
+    for (const auto& step : steps_) {
+      step();
+    }
+  }
+  std::size_t size() const { return steps_.size(); }
+
+ private:
+  friend class EmulatedStream;
+  std::vector<std::function<void()>> steps_;
+};
+
+/// Does everything at once, except while it captures: then nothing is done, and recorded instead.
+class EmulatedStream {
+ public:
+  void begin_capture();
+  EmulatedGraph end_capture();
+  bool capturing() const { return capturing_; }
+
+  void run(std::function<void()> step);
+  void copy_to_device(void* device, const void* host, std::size_t bytes);
+  void copy_from_device(void* host, const void* device, std::size_t bytes);
+  void copy_on_device(void* to, const void* from, std::size_t bytes);
+  void fill(void* device, unsigned char value, std::size_t bytes);
+
+ private:
+  bool capturing_ = false;
+  EmulatedGraph captured_;
+};
+
+/// Without a stream, at once.
+void run_on(EmulatedStream* stream, std::function<void()> step);
+
+}  // namespace attamba::simt

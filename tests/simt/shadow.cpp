@@ -1,0 +1,185 @@
+#include "tests/simt/shadow.h"
+
+#include <algorithm>
+#include <bit>
+
+namespace attamba::simt {
+
+namespace {
+
+bool warps_differ(Stamp a, Stamp b) {
+  return ((a ^ b) & kThreadMask) >= 32;
+}
+
+/// Whether an earlier access and the present one, at least one of which writes, are in no order.
+Verdict unordered(Stamp other, const Now& now) {
+  if (other < now.launch_first) {
+    return Verdict::fine;
+  }
+  if (other < now.block_first) {
+    return ordered_between_blocks(other, (other & kAtomic) != 0) ? Verdict::fine : Verdict::race_between_blocks;
+  }
+  if ((other & kOtherBlocks) != 0 && !knows_other_blocks()) {
+    return Verdict::race_between_blocks;
+  }
+  if (epoch_of(other) != epoch_of(now.stamp)) {
+    return Verdict::fine;
+  }
+  if ((other & kSeveralWarps) != 0 || warps_differ(other, now.stamp)) {
+    return Verdict::race;
+  }
+  if ((other & kWarpEpochMask) != (now.stamp & kWarpEpochMask)) {
+    return Verdict::fine;
+  }
+  return (other & kSeveralLanes) != 0 || thread_of(other) != thread_of(now.stamp) ? Verdict::race : Verdict::fine;
+}
+
+/// The stamp of accesses that do not exclude each other, after one more. Exact: of several warps, one is unordered with any
+/// writer, and of one warp only the latest warp epoch matters.
+Stamp merged(Stamp others, const Now& now) {
+  if (others < now.launch_first) {
+    return now.stamp;
+  }
+  if (others < now.block_first) {
+    return now.stamp | kOtherBlocks;
+  }
+  Stamp stamp = now.stamp | (others & kOtherBlocks);
+  if (epoch_of(others) != epoch_of(stamp)) {
+    return stamp;
+  }
+  stamp |= others & (kAtomic | kSeveralWarps);
+  if (warps_differ(others, stamp)) {
+    return stamp | kSeveralWarps;
+  }
+  if ((others & kWarpEpochMask) != (stamp & kWarpEpochMask)) {
+    return stamp;
+  }
+  return stamp | (others & kSeveralLanes) | (thread_of(others) != thread_of(stamp) ? kSeveralLanes : 0);
+}
+
+bool unwritten(Stamp write, const Now& now) {
+  return now.shared ? write < now.block_first : write == kUnwritten;
+}
+
+bool in_flight(Stamp write, const Now& now) {
+  return (write & kInFlight) != 0 && write >= now.block_first;
+}
+
+}  // namespace
+
+Finding Shadow::load(std::size_t offset, std::size_t bytes, const Now& now) {
+  const auto [begin, end] = cells(offset, bytes);
+  for (Cell* cell = begin; cell != end; ++cell) {
+    const Stamp write = cell->write, read = cell->read;
+    if (unwritten(write, now)) [[unlikely]] {
+      return {Verdict::unwritten};
+    }
+    if (write >= now.launch_first) {
+      if (in_flight(write, now)) [[unlikely]] {
+        return {Verdict::in_flight, write};
+      }
+      if (const Verdict verdict = unordered(write, now); verdict != Verdict::fine) [[unlikely]] {
+        return {verdict, write};
+      }
+    }
+    if (read != now.stamp) {
+      if ((read & kAtomic) != 0) [[unlikely]] {
+        if (const Verdict verdict = unordered(read, now); verdict != Verdict::fine) {
+          return {verdict, read};
+        }
+      }
+      cell->read = merged(read, now);
+    }
+  }
+  return {};
+}
+
+Finding Shadow::store(std::size_t offset, std::size_t bytes, const Now& now, Stamp flags) {
+  const auto [begin, end] = cells(offset, bytes);
+  for (Cell* cell = begin; cell != end; ++cell) {
+    const Stamp write = cell->write, read = cell->read;
+    if (write >= now.launch_first) {
+      if (in_flight(write, now)) [[unlikely]] {
+        return {Verdict::in_flight, write};
+      }
+      if (const Verdict verdict = unordered(write, now); verdict != Verdict::fine) [[unlikely]] {
+        return {verdict, write};
+      }
+    }
+    if (read >= now.launch_first) {
+      if (const Verdict verdict = unordered(read, now); verdict != Verdict::fine) [[unlikely]] {
+        return {verdict, read, (read & kAtomic) == 0};
+      }
+    }
+    cell->write = now.stamp | flags;
+  }
+  return {};
+}
+
+Finding Shadow::atomic(std::size_t offset, std::size_t bytes, const Now& now) {
+  const auto [begin, end] = cells(offset, bytes);
+  for (Cell* cell = begin; cell != end; ++cell) {
+    const Stamp write = cell->write, read = cell->read;
+    if (unwritten(write, now)) [[unlikely]] {
+      return {Verdict::unwritten};
+    }
+    if (in_flight(write, now)) [[unlikely]] {
+      return {Verdict::in_flight, write};
+    }
+    if (const Verdict verdict = unordered(write, now); verdict != Verdict::fine) [[unlikely]] {
+      return {verdict, write};
+    }
+    if ((read & kAtomic) == 0) {
+      if (const Verdict verdict = unordered(read, now); verdict != Verdict::fine) [[unlikely]] {
+        return {verdict, read, true};
+      }
+    }
+    cell->read = merged(read, now) | kAtomic;
+  }
+  return {};
+}
+
+void Shadow::refine(Page& page, std::size_t bytes) {
+  const int shift = std::min(page.shift, static_cast<int>(std::bit_width(bytes)) - 1);
+  arena_.push_back(std::make_unique_for_overwrite<Cell[]>(kPage >> shift));
+  Cell* fresh = arena_.back().get();
+  for (std::size_t i = 0; i < kPage >> shift; ++i) {
+    fresh[i] = page.cells == nullptr ? Cell{page.initial, 0} : page.cells[i >> (page.shift - shift)];
+  }
+  page.cells = fresh;
+  page.shift = shift;
+}
+
+void Shadow::set_written(std::size_t offset, std::size_t bytes, Stamp stamp) {
+  const std::size_t stop = offset + bytes;
+  while (offset < stop) {
+    Page& page = pages_[offset / kPage];
+    const std::size_t here = std::min(stop - offset, kPage - offset % kPage);
+    if (page.cells == nullptr && here == kPage) {
+      page.initial = stamp;
+    } else {
+      // The widest cells that the range's ends allow.
+      const std::size_t unit = std::size_t{1} << std::min(4, std::countr_zero(offset | here));
+      for (std::size_t done = 0; done < here; done += unit) {
+        const auto [begin, end] = cells(offset + done, unit);
+        for (Cell* cell = begin; cell != end; ++cell) {
+          cell->write = stamp;
+        }
+      }
+    }
+    offset += here;
+  }
+}
+
+void Shadow::forget_times() {
+  for (Page& page : pages_) {
+    if (page.cells != nullptr) {
+      for (std::size_t i = 0; i < kPage >> page.shift; ++i) {
+        Cell& cell = page.cells[i];
+        cell = {cell.write == kUnwritten ? kUnwritten : kHostWrote, 0};
+      }
+    }
+  }
+}
+
+}  // namespace attamba::simt

@@ -82,6 +82,7 @@ namespace cuda {
   X(matmul_library) \
   X(embedding) \
   X(embedding_backward) \
+  X(embedding_backward_workspace) \
   X(linear_cross_entropy) \
   X(linear_cross_entropy_with_gradient) \
   X(linear_cross_entropy_workspace) \

@@ -294,7 +294,7 @@ Loss collect(Products& products, const Config& config, Communicator& communicato
 class Report {
  public:
   explicit Report(const Config& config) : dtype_(config.train.compute_dtype()) {
-    const char* library = kernels::cpu::matmul_library(dtype_);
+    const char* library = kernels::cpu::library_name(dtype_);
     std::cout << version_line() << "\n  " << config.model.kind << ", " << format_integer(parameter_count(config.model))
               << " parameters, " << config.train.micro_batch << " x " << config.data.sequence_length << " tokens, "
               << config.train.dtype << ", " << thread_count() << " threads; library: " << library << '\n';

@@ -90,8 +90,7 @@ struct RopeExtents {
   int token_threads;               ///< threads that share a token
 };
 
-/// A thread turns the same columns of all heads of a token, so the table's row is read once.
-/// `addend` may be null.
+/// A thread turns the same columns of all heads of a token, so the table's row is read once. `addend` may be null.
 template <class T, class X, int kWidth>
 ATTAMBA_KERNEL(kThreads, 4)
 rope_kernel(T* out, const X* x, const T* addend, const float* table, const std::int32_t* positions, RopeExtents extents,
@@ -113,20 +112,20 @@ rope_kernel(T* out, const X* x, const T* addend, const float* table, const std::
     const std::int64_t first = token * extents.heads * extents.width + c;
     for (int head = 0; head < extents.heads; ++head) {
       const std::int64_t at = first + std::int64_t{head} * extents.width;
-      const auto from = Elements<X, kWidth>::read(x + at);
-      Elements<T, kWidth> pairs, added;
-      added.fill(-0.0f);  // adds nothing, not even to -0
+      const auto pairs = Elements<X, kWidth>::read(x + at);
+      Elements<T, kWidth> turned;
+      turned.fill(0.0f);
       if (addend != nullptr) {
-        added = Elements<T, kWidth>::read(addend + at);
+        turned = Elements<T, kWidth>::read(addend + at);
       }
 #pragma unroll
       for (int i = 0; i < kWidth; i += 2) {
         const float cosine = angles.value[i], sine = direction * angles.value[i + 1];
-        const float even = from.value[i] + added.value[i], odd = from.value[i + 1] + added.value[i + 1];
-        pairs.value[i] = even * cosine - odd * sine;
-        pairs.value[i + 1] = even * sine + odd * cosine;
+        const float even = pairs.value[i] + turned.value[i], odd = pairs.value[i + 1] + turned.value[i + 1];
+        turned.value[i] = even * cosine - odd * sine;
+        turned.value[i + 1] = even * sine + odd * cosine;
       }
-      pairs.write(out + at);
+      turned.write(out + at);
     }
   }
 }
@@ -189,18 +188,16 @@ void swiglu_backward(const Launch& launch, const Tensor& dgate, const Tensor& du
 
 void rope(const Launch& launch, const Tensor& out, const Tensor& x, const Tensor& addend, const Tensor& table,
           const Tensor& positions, bool inverse) {
-  const Shape& shape = x.shape();
-  require(shape.rank() == 3 && shape[2] % 2 == 0, "rope: x is ", x.type, ", expected [T, H, d] with an even d");
-  require_type(out, {out.dtype(), shape}, "rope", "out");
-  require(x.dtype() == out.dtype() || x.dtype() == accumulator_of(out.dtype()), "rope: x is ", x.type,
-          ", expected the type of ", out.type, " or its accumulator's");
+  const Shape& shape = out.shape();
+  require(shape.rank() == 3 && shape[2] % 2 == 0, "rope: out is ", out.type, ", expected [T, H, d] with an even d");
+  require_type(x, {x.dtype() == out.dtype() ? out.dtype() : accumulator_of(out.dtype()), shape}, "rope", "x");
   if (addend) {
     require_type(addend, out.type, "rope", "addend");
   }
   require(table.shape().rank() == 2, "rope: table is ", table.type, ", expected [n, ", shape[2], "]");
-  require_type(table, {accumulator_of(x.dtype()), Shape{table.shape()[0], shape[2]}}, "rope", "table");
+  require_type(table, {accumulator_of(out.dtype()), Shape{table.shape()[0], shape[2]}}, "rope", "table");
   require_type(positions, {DType::int32, Shape{shape[0]}}, "rope", "positions");
-  if (x.elements() == 0) {
+  if (out.elements() == 0) {
     return;
   }
   dispatch_compute(out.dtype(), "rope", [&]<class T>() {
@@ -216,17 +213,11 @@ void rope(const Launch& launch, const Tensor& out, const Tensor& x, const Tensor
                     optional_elements_of<T>(addend), table.as<float>(), positions.as<std::int32_t>(), extents,
                     inverse ? -1.0f : 1.0f);
     };
-    const auto run_from = [&]<class X>() {
-      if (packed_rows<T>(shape[2], {out.data, x.data, addend.data, table.data})) {
-        run.template operator()<X, kPackWidth<T>>();
-      } else {
-        run.template operator()<X, 2>();
-      }
-    };
+    const bool packed = packed_rows<T>(shape[2], {out.data, x.data, addend.data, table.data});
     if (x.dtype() == out.dtype()) {
-      run_from.template operator()<T>();
+      packed ? run.template operator()<T, kPackWidth<T>>() : run.template operator()<T, 2>();
     } else {
-      run_from.template operator()<float>();
+      packed ? run.template operator()<float, kPackWidth<T>>() : run.template operator()<float, 2>();
     }
   });
 }

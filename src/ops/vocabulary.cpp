@@ -9,6 +9,9 @@ class EmbeddingBackward final : public Op {
  public:
   std::string_view name() const override { return "embedding_backward"; }
   std::vector<TensorType> infer(std::span<const TensorType>) const override { return {}; }
+  std::size_t workspace(Device device, std::span<const TensorType> in, std::span<const TensorType>) const override {
+    return kernels::on(device).embedding_backward_workspace(in[0]);
+  }
   void run(const Launch& launch, std::span<const Tensor> in, std::span<const Tensor>) const override {
     kernels::on(launch).embedding_backward(launch, in[2], in[0], in[1]);
   }

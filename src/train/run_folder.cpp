@@ -29,9 +29,9 @@ constexpr std::array kMayChange{"/run",
                                 "/train/threads",
                                 "/train/log_every",
                                 "/train/debug",
+                                "/train/recompute",
                                 "/train/watch",
                                 "/train/compare_cpu",
-                                "/train/recompute",
                                 "/model/chunking/ends_file"};
 
 bool may_change(const std::string& path) {

@@ -111,7 +111,8 @@ void Trainer::compare_with_cpu(const Batch& batch, const std::vector<std::int64_
     copy_from_host(on_cpu.master(parameter.name), HostCopy(programs_->master(parameter.name)).tensor());
   }
   on_cpu.refresh_compute_weights();
-  on_cpu.inputs().write(batch.tokens, batch.document_starts, samples, seed(), state_.step);
+  on_cpu.inputs().write(batch.tokens, batch.document_starts, samples, static_cast<std::uint64_t>(config_.train.seed),
+                        state_.step);
   const std::vector<OpDifference> differences = compare_devices(*programs_, on_cpu);
   if (leads()) {
     print_differences(differences, config_.train.compute_dtype(), std::cerr);
@@ -278,7 +279,8 @@ StepResult Trainer::step() {
   for (std::int64_t j = 0; j < share_.count(); ++j) {
     const Batch batch = loader_->next();
     samples.assign(batch.sample_indices.begin(), batch.sample_indices.end());
-    programs_->inputs().write(batch.tokens, batch.document_starts, samples, seed(), state_.step);
+    programs_->inputs().write(batch.tokens, batch.document_starts, samples, static_cast<std::uint64_t>(config_.train.seed),
+                              state_.step);
     if (compare_cpu_) {
       compare_with_cpu(batch, samples);
     }

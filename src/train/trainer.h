@@ -60,7 +60,6 @@ class Trainer {
   void evaluate();
   void save();
   bool due(std::int64_t every) const { return every > 0 && state_.step % every == 0; }
-  std::uint64_t seed() const { return static_cast<std::uint64_t>(config_.train.seed); }
   bool leads() const { return communicator_.rank() == 0; }
   std::filesystem::path folder() const { return config_.run.folder; }
   std::vector<NamedTensor> checkpoint_tensors() const;

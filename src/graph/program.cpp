@@ -28,9 +28,9 @@ std::int64_t first_not_finite(const Tensor& on_device) {
 
 void require_finite(const Program::Step& step, const Tensor& tensor, std::string_view what, std::size_t index) {
   if (const std::int64_t i = first_not_finite(tensor); i >= 0) {
-    throw NotFinite(concat("not a finite number: ", step.op->name(), " in ", step.scope.empty() ? "the program" : step.scope, ", ",
-                       what, ' ', index, " of type ", tensor.type, ", row ", i / tensor.shape().columns(), ", column ",
-                       i % tensor.shape().columns()),
+    throw NotFinite(concat("not a finite number: ", step.op->name(), " in ", step.scope.empty() ? "the program" : step.scope,
+                           ", ", what, ' ', index, " of type ", tensor.type, ", row ", i / tensor.shape().columns(),
+                           ", column ", i % tensor.shape().columns()),
                     i / tensor.shape().columns(), tensor.shape().rows());
   }
 }

@@ -1,7 +1,6 @@
 // attamba bench: how fast a model trains here, and where the time goes. Random tokens, no data needed.
 #include <CLI/CLI.hpp>
 #include <algorithm>
-#include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <fstream>
@@ -16,6 +15,7 @@
 #include "launch/config_options.h"
 #include "launch/devices.h"
 #include "launch/session.h"
+#include "src/core/clock.h"
 #include "src/core/error.h"
 #include "src/core/parallel.h"
 #include "src/core/random.h"
@@ -38,14 +38,11 @@ struct BenchOptions {
   std::string python = "python3";
 };
 
-double now() {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
-
 /// A model with random weights, fed with one random batch; every step is a whole optimizer step of one micro-batch.
 class Benchmark {
  public:
-  explicit Benchmark(Config config) : config_(std::move(config)), chunking_(make_model_chunking(config_.model)) {
+  explicit Benchmark(Config config)
+      : config_(std::move(config)), chunking_(make_model_chunking(config_.model, config_.data.sequence_length)) {
     set_threads(config_.train.threads, communicator_);
     device_ = open_device(config_.train.device, config_.train.compute_dtype(), communicator_);
     peak_ = kernels::on(device_).measure_matmul_peak(config_.train.compute_dtype(), kPeakSeconds);
@@ -63,9 +60,9 @@ class Benchmark {
 
   /// Seconds of one optimizer step.
   double step() {
-    const double begin = now();
+    const double begin = monotonic_seconds();
     programs_->finish_step(1e-4, updates_++, false);
-    return now() - begin;
+    return monotonic_seconds() - begin;
   }
 
   ModelPrograms& programs() { return *programs_; }
@@ -94,7 +91,7 @@ bool is_matrix_product(const std::string& op) {
   return op == "matmul" || op == "linear_weight_gradient" || op == "linear_cross_entropy";
 }
 
-/// Runs the PyTorch peer on the same model, batch and threads, and returns its JSON line.
+/// Runs the PyTorch peer on the same model, batch and threads, and returns what each of its variants printed.
 nlohmann::json run_peer(const BenchOptions& options, const Config& config) {
   ModelConfig paper;
   paper.kind = config.model.kind;
@@ -105,11 +102,12 @@ nlohmann::json run_peer(const BenchOptions& options, const Config& config) {
                       "bench: the PyTorch peer has the paper's widths only (dim 512, 8 layers, vocabulary "
                       "32000, ...); use configs/attamba_62m.toml or configs/transformer_60m.toml");
   const std::string script = ATTAMBA_SOURCE_DIR "/tests/peers/torch_attamba.py";
-  const std::string command = concat(
-      options.python, " '", script, "' --model ", config.model.kind, " --batch ", config.train.micro_batch, " --sequence ",
-      config.data.sequence_length, " --dtype ", config.train.dtype, " --threads ", thread_count(), " --steps ", options.repeats,
-      " --chunking ", config.model.chunking.strategy, " --chunk ", config.model.chunking.size, " --leading ",
-      config.model.chunking.leading_tokens, " --ssm-hidden ", config.model.ssm.hidden, " --ssm-state ", config.model.ssm.state);
+  const std::string command =
+      concat(options.python, " '", script, "' --model ", config.model.kind, " --batch ", config.train.micro_batch,
+             " --sequence ", config.data.sequence_length, " --dtype ", config.train.dtype, " --threads ", thread_count(),
+             " --steps ", options.repeats, " --variants plain tuned --chunking ", config.model.chunking.strategy, " --chunk ",
+             config.model.chunking.size, " --leading ", config.model.chunking.leading_tokens, " --ssm-hidden ",
+             config.model.ssm.hidden, " --ssm-state ", config.model.ssm.state);
   std::cerr << "  " << command << '\n';
   const std::unique_ptr<FILE, int (*)(FILE*)> pipe(popen(command.c_str(), "r"), pclose);
   require(pipe != nullptr, "bench: cannot start ", options.python);
@@ -119,13 +117,16 @@ nlohmann::json run_peer(const BenchOptions& options, const Config& config) {
     output += buffer;
   }
   std::istringstream lines(output);
+  nlohmann::json variants = nlohmann::json::object();
   while (std::getline(lines, line)) {
     if (line.starts_with("{")) {
-      return nlohmann::json::parse(line);
+      const nlohmann::json result = nlohmann::json::parse(line);
+      variants[result.at("variant").get<std::string>()] = result;
     }
   }
-  throw Error(
-      concat("bench: ", options.python, " printed no result; is torch installed there? (--python PATH chooses another)"));
+  require(!variants.empty(), "bench: ", options.python,
+          " printed no result; is torch installed there? (--python PATH chooses another)");
+  return variants;
 }
 
 void write_json(const std::string& path, const nlohmann::json& json) {
@@ -175,9 +176,12 @@ void bench_step(const BenchOptions& options) {
                         {"peak_flops_per_s", benchmark.peak()}};
   if (options.compare == "torch") {
     result["torch"] = run_peer(options, config);
-    const double peer = result["torch"].at("tokens_per_s_median");
-    std::printf("  eager PyTorch %s: %.0f tokens/s (median); this program: %.2f times as many\n",
-                result["torch"].value("torch", "").c_str(), peer, benchmark.tokens() / median / peer);
+    for (const auto& [variant, peer] : result["torch"].items()) {
+      const double typical = peer.at("tokens_per_s_median"), fastest = peer.at("tokens_per_s_best");
+      std::printf("  eager PyTorch %s, %s: %.0f tokens/s (median), best %.0f; this program: %.2f (%.2f) times as many\n",
+                  peer.value("torch", "").c_str(), variant.c_str(), typical, fastest, benchmark.tokens() / median / typical,
+                  benchmark.tokens() / best / fastest);
+    }
   }
   write_json(options.json, result);
 }

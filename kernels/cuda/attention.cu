@@ -62,35 +62,42 @@ struct Running {
   }
 };
 
-/// One warp's rows against one tile of keys.
+/// One warp's rows, in `q`, against one tile of keys.
 template <int kD, int kKeys>
-ATTAMBA_DEVICE void attend(Running<kD>& running, const std::uint32_t (&q)[kD / 16][4], const bf16* k, const bf16* v, int first,
-                           const WarpKeys& keys, float scale_log2) {
+ATTAMBA_DEVICE void attend(Running<kD>& running, const bf16* q, const bf16* k, const bf16* v, int first, const WarpKeys& keys,
+                           float scale_log2) {
   constexpr int kGroups = kKeys / 16;
   constexpr float kMasked = -std::numeric_limits<float>::infinity();
-  const int column = device::lane_index() % 4 * 2;
   float s[kGroups][2][4] = {}, highest[2] = {kMasked, kMasked}, offset[2];
   ATTAMBA_UNROLL
-  for (int j = 0; j < kGroups; ++j) {
-    const int from = first + 16 * j;
-    if (!keys.see_any(from, from + 16)) {
-      continue;
-    }
+  for (int step = 0; step < kD / 16; ++step) {
+    std::uint32_t a[4];
+    load_a<kD>(a, q, 0, step);
     ATTAMBA_UNROLL
-    for (int step = 0; step < kD / 16; ++step) {
-      multiply_rows<kD>(s[j], q[step], k, 16 * j, step);
-    }
-    const bool masked = !keys.see_all(from, from + 16);
-    ATTAMBA_UNROLL
-    for (int i = 0; i < 2; ++i) {
-      ATTAMBA_UNROLL
-      for (int e = 0; e < 4; ++e) {
-        const int key = from + 8 * i + column + e % 2;
-        const Range& seen = keys.thread[e / 2];
-        float& score = s[j][i][e];
-        score = masked && (key < seen.begin || key >= seen.end) ? kMasked : score;
-        highest[e / 2] = score > highest[e / 2] ? score : highest[e / 2];
+    for (int j = 0; j < kGroups; ++j) {
+      if (keys.see_any(first + 16 * j, first + 16 * j + 16)) {
+        multiply_rows<kD>(s[j], a, k, 16 * j, step);
       }
+    }
+  }
+  const int column = first + device::lane_index() % 4 * 2;
+  if (!keys.see_all(first, first + kKeys)) {
+    ATTAMBA_UNROLL
+    for (int c = 0; c < kKeys / 4; ++c) {  // columns of the tile that this thread holds
+      const int i = c / 2, key = column + 8 * i + c % 2;
+      ATTAMBA_UNROLL
+      for (int r = 0; r < 2; ++r) {
+        float& score = s[i / 2][i % 2][2 * r + c % 2];
+        score = key >= keys.thread[r].begin && key < keys.thread[r].end ? score : kMasked;
+      }
+    }
+  }
+  ATTAMBA_UNROLL
+  for (int i = 0; i < 2 * kGroups; ++i) {
+    ATTAMBA_UNROLL
+    for (int e = 0; e < 4; ++e) {
+      const float score = s[i / 2][i % 2][e];
+      highest[e / 2] = score > highest[e / 2] ? score : highest[e / 2];
     }
   }
   running.raise(highest, scale_log2, offset);
@@ -126,9 +133,8 @@ attention_tiles_kernel(const Forward<bf16> a, const int tiles) {
   bf16* const q_tile = shared.take<bf16>(Plan::kRows * kD);
   bf16* const stages = shared.take<bf16>(2 * Plan::kStage);
 
-  copy_rows<kD, Plan::kRows, Plan::kThreads>(q_tile, a.q, a.sizes.d, [&](int, int row) {
-    return first_row + row > last_row ? std::int64_t{-1} : head.query(a.sizes, first_row + row) * a.sizes.d;
-  });
+  copy_rows<kD, Plan::kRows, Plan::kThreads>(
+      q_tile, a.q, a.sizes.d, [&](int, int row) { return place_of_row(a.sizes, head, first_row + row, last_row + 1); });
   const KeyTiles<Plan::kKeys> tiles_of_keys(a.table, head.token(a.sizes, first_row), head.token(a.sizes, last_row));
   KeyCopier<kD, Plan::kKeys, Plan::kThreads> copier;
   copier.look_up(tiles_of_keys, 0, a.table);
@@ -141,11 +147,6 @@ attention_tiles_kernel(const Forward<bf16> a, const int tiles) {
   WarpKeys keys(a.sizes, a.table, head, false, warp_row);
   device::copy_async_wait<0>();
   device::sync_block();
-  std::uint32_t q[kD / 16][4];
-  ATTAMBA_UNROLL
-  for (int step = 0; step < kD / 16; ++step) {
-    load_a<kD>(q[step], own, 0, step);
-  }
   Running<kD> running;
   const float scale_log2 = a.sizes.scale * kLog2E;
   for (int tile = 0; tile < tiles_of_keys.count; ++tile) {
@@ -160,7 +161,7 @@ attention_tiles_kernel(const Forward<bf16> a, const int tiles) {
     const int first = tiles_of_keys.first(tile);
     if (keys.see_any(first, first + Plan::kKeys)) {
       const bf16* const k = stages + tile % 2 * Plan::kStage;
-      attend<kD, Plan::kKeys>(running, q, k, k + Plan::kKeys * kD, first, keys, scale_log2);
+      attend<kD, Plan::kKeys>(running, own, k, k + Plan::kKeys * kD, first, keys, scale_log2);
     }
     device::copy_async_wait<0>();
     device::sync_block();
@@ -178,9 +179,8 @@ attention_tiles_kernel(const Forward<bf16> a, const int tiles) {
       store(a.lse + head.query(a.sizes, row), running.highest[r] * a.sizes.scale + device::log(sum));
     }
   }
-  write_rows<kD>(a.out, own, running.out, factor[0], factor[1], a.sizes.d, [&](int row) {
-    return warp_row + row < a.sizes.rows ? head.query(a.sizes, warp_row + row) * a.sizes.d : std::int64_t{-1};
-  });
+  write_rows<kD>(a.out, own, running.out, factor[0], factor[1], a.sizes.d,
+                 [&](int row) { return place_of_row(a.sizes, head, warp_row + row, a.sizes.rows); });
 }
 
 template <class T>

@@ -45,7 +45,7 @@ ATTAMBA_DEVICE void compute_deltas(float* deltas, const bf16* tile, const Backwa
     float delta = 0;
     if (exists && chunk * 8 < a.sizes.d) {
       const auto out = device::Pack<bf16>::read(a.out + query * a.sizes.d + chunk * 8);
-      const auto dout = device::Pack<bf16>::read(tile + place<kD>(own, chunk));
+      const auto dout = device::Pack<bf16>::read(tile + in_tile<kD>(own, chunk));
       ATTAMBA_UNROLL
       for (int i = 0; i < 8; ++i) {
         delta += out.value[i] * dout.value[i];
@@ -57,8 +57,8 @@ ATTAMBA_DEVICE void compute_deltas(float* deltas, const bf16* tile, const Backwa
     }
     if (chunk == 0) {
       store(deltas + own, delta);
-      if (exists) {
-        store_statistic(statistics + row + own, {load(a.lse + query) * kLog2E, delta});
+      if (row + own < padded_rows(a.sizes)) {
+        store_statistic(statistics + row + own, {exists ? load(a.lse + query) * kLog2E : 0, delta});
       }
     }
   }
@@ -112,11 +112,9 @@ query_tiles_kernel(const Backward<bf16> a, const int tiles) {
   bf16* const stages = shared.take<bf16>(2 * Plan::kStage);
   float* const deltas = shared.take<float>(Plan::kRows) + 16 * device::warp_index();
 
-  const auto element_at = [&](int, int row) {
-    return first_row + row > last_row ? std::int64_t{-1} : head.query(a.sizes, first_row + row) * a.sizes.d;
-  };
-  copy_rows<kD, Plan::kRows, Plan::kThreads>(q_tile, a.q, a.sizes.d, element_at);
-  copy_rows<kD, Plan::kRows, Plan::kThreads>(dout_tile, a.dout, a.sizes.d, element_at);
+  const auto place_of = [&](int, int row) { return place_of_row(a.sizes, head, first_row + row, last_row + 1); };
+  copy_rows<kD, Plan::kRows, Plan::kThreads>(q_tile, a.q, a.sizes.d, place_of);
+  copy_rows<kD, Plan::kRows, Plan::kThreads>(dout_tile, a.dout, a.sizes.d, place_of);
   const KeyTiles<Plan::kKeys> tiles_of_keys(a.table, head.token(a.sizes, first_row), head.token(a.sizes, last_row));
   KeyCopier<kD, Plan::kKeys, Plan::kThreads> copier;
   copier.look_up(tiles_of_keys, 0, a.table);
@@ -160,9 +158,8 @@ query_tiles_kernel(const Backward<bf16> a, const int tiles) {
     device::copy_async_wait<0>();
     device::sync_block();
   }
-  write_rows<kD>(a.dq, own_q, dq, a.sizes.scale, a.sizes.scale, a.sizes.d, [&](int row) {
-    return warp_row + row < a.sizes.rows ? head.query(a.sizes, warp_row + row) * a.sizes.d : std::int64_t{-1};
-  });
+  write_rows<kD>(a.dq, own_q, dq, a.sizes.scale, a.sizes.scale, a.sizes.d,
+                 [&](int row) { return place_of_row(a.sizes, head, warp_row + row, a.sizes.rows); });
 }
 
 // ------------------------------------------------------------------------------------------------ keys
@@ -266,18 +263,17 @@ ATTAMBA_DEVICE void add_to_dk_dv(float (&dk)[kD / 8][4], float (&dv)[kD / 8][4],
   }
 }
 
-/// Adds value * factor of the warp's 16 keys to what `to` holds; key r is at element `element_at(r)`, or nowhere where that is
-/// negative.
-template <int kD, class ElementAt>
-ATTAMBA_DEVICE void add_rows_to(bf16* to, const float (&value)[kD / 8][4], float factor, int d, const ElementAt& element_at) {
+/// Adds value * factor of the warp's 16 keys to what `to` holds; place_of(r) says where key r lies.
+template <int kD, class PlaceOf>
+ATTAMBA_DEVICE void add_rows_to(bf16* to, const float (&value)[kD / 8][4], float factor, int d, const PlaceOf& place_of) {
   const int g = device::lane_index() / 4, column = device::lane_index() % 4 * 2;
   ATTAMBA_UNROLL
   for (int r = 0; r < 2; ++r) {
-    const std::int64_t element = element_at(g + 8 * r);
+    const Place place = place_of(g + 8 * r);
     ATTAMBA_UNROLL
     for (int i = 0; i < kD / 8; ++i) {
-      if (element >= 0 && 8 * i < d) {
-        auto* const both = reinterpret_cast<std::uint32_t*>(to + element + 8 * i + column);
+      if (place.exists && 8 * i < d) {
+        auto* const both = reinterpret_cast<std::uint32_t*>(to + place.element + 8 * i + column);
         const std::uint32_t old = load(both);
         const float low = device::to_float(bf16{static_cast<std::uint16_t>(old & 0xffffu)});
         const float high = device::to_float(bf16{static_cast<std::uint16_t>(old >> 16)});
@@ -306,12 +302,12 @@ key_tiles_kernel(const Backward<bf16> a, const bool compact, const int tiles) {
   int* const begins = shared.take<int>(2 * Plan::kKeys);
   int* const ends = begins + Plan::kKeys;
 
-  const auto element_of_key = [&](int key) {
-    return key >= count ? std::int64_t{-1}
-                        : head.key(a.sizes, compact ? load(a.table.ends + own_first + key) : own_first + key) * a.sizes.d;
+  const auto place_of_key = [&](int key) {
+    const int index = own_first + (key < count ? key : 0);
+    return Place{head.key_element(a.sizes, compact ? load(a.table.ends + index) : index), key < count};
   };
-  copy_rows<kD, Plan::kKeys, Plan::kThreads>(k_tile, a.k, a.sizes.d, [&](int, int row) { return element_of_key(row); });
-  copy_rows<kD, Plan::kKeys, Plan::kThreads>(v_tile, a.v, a.sizes.d, [&](int, int row) { return element_of_key(row); });
+  copy_rows<kD, Plan::kKeys, Plan::kThreads>(k_tile, a.k, a.sizes.d, [&](int, int row) { return place_of_key(row); });
+  copy_rows<kD, Plan::kKeys, Plan::kThreads>(v_tile, a.v, a.sizes.d, [&](int, int row) { return place_of_key(row); });
   for (int key = device::thread_index(); key < count; key += Plan::kThreads) {
     const Range rows = rows_seeing(a.sizes, a.table, head, compact, own_first + key);
     store(begins + key, rows.begin);
@@ -323,16 +319,12 @@ key_tiles_kernel(const Backward<bf16> a, const bool compact, const int tiles) {
   const auto copy_stage = [&](int tile) {
     const int first = first_row + tile * Plan::kRows;
     bf16* const q = stages + tile % 2 * Plan::kStage;
-    const auto element_at = [&](int, int row) {
-      return first + row >= end_row ? std::int64_t{-1} : head.query(a.sizes, first + row) * a.sizes.d;
-    };
-    copy_rows<kD, Plan::kRows, Plan::kThreads>(q, a.q, a.sizes.d, element_at);
-    copy_rows<kD, Plan::kRows, Plan::kThreads>(q + Plan::kRows * kD, a.dout, a.sizes.d, element_at);
+    const auto place_of = [&](int, int row) { return place_of_row(a.sizes, head, first + row, end_row); };
+    copy_rows<kD, Plan::kRows, Plan::kThreads>(q, a.q, a.sizes.d, place_of);
+    copy_rows<kD, Plan::kRows, Plan::kThreads>(q + Plan::kRows * kD, a.dout, a.sizes.d, place_of);
     if (device::thread_index() < Plan::kRows / 2) {
       const int row = 2 * device::thread_index();
-      const bool valid = first + row < end_row;
-      device::copy_async_16(stage_statistics + tile % 2 * Plan::kRows + row, valid ? statistics + first + row : statistics,
-                            valid);
+      device::copy_async_16(stage_statistics + tile % 2 * Plan::kRows + row, statistics + first + row, first + row < end_row);
     }
     device::copy_async_commit();
   };
@@ -355,13 +347,13 @@ key_tiles_kernel(const Backward<bf16> a, const bool compact, const int tiles) {
     device::copy_async_wait<0>();
     device::sync_block();
   }
-  const auto element_of_row = [&](int row) { return element_of_key(own + row); };
+  const auto place_of_own = [&](int row) { return place_of_key(own + row); };
   if (compact) {
-    add_rows_to<kD>(a.dk, dk, a.sizes.scale, a.sizes.d, element_of_row);
-    add_rows_to<kD>(a.dv, dv, 1, a.sizes.d, element_of_row);
+    add_rows_to<kD>(a.dk, dk, a.sizes.scale, a.sizes.d, place_of_own);
+    add_rows_to<kD>(a.dv, dv, 1, a.sizes.d, place_of_own);
   } else {
-    write_rows<kD>(a.dk, k_tile + own * kD, dk, a.sizes.scale, a.sizes.scale, a.sizes.d, element_of_row);
-    write_rows<kD>(a.dv, v_tile + own * kD, dv, 1, 1, a.sizes.d, element_of_row);
+    write_rows<kD>(a.dk, k_tile + own * kD, dk, a.sizes.scale, a.sizes.scale, a.sizes.d, place_of_own);
+    write_rows<kD>(a.dv, v_tile + own * kD, dv, 1, 1, a.sizes.d, place_of_own);
   }
 }
 

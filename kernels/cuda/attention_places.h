@@ -24,15 +24,17 @@ inline constexpr int kMaxHeadSize = 256;
 
 struct Sizes {
   std::int32_t sequences, n, heads, kv_heads, group, d;
-  std::int32_t rows;  ///< query rows of one sequence and key/value head: n * group
-  float scale;        ///< 1 / sqrt(d)
+  std::int32_t rows;                      ///< query rows of one sequence and key/value head: n * group
+  std::int32_t query_stride, key_stride;  ///< elements from one token to the next
+  float scale;                            ///< 1 / sqrt(d)
 
   Sizes(const TensorType& q, const TensorType& k, std::int64_t sequence_length) {
     check_attention_shapes(q, k, sequence_length);
     require<UsageError>(q.dtype == DType::float32 || q.dtype == DType::bfloat16,
                         "attention: the CUDA kernels compute in float32 or bfloat16, not in ", name_of(q.dtype));
     require<UsageError>(q.shape[2] <= kMaxHeadSize, "attention: head size ", q.shape[2], ", CUDA kernels reach ", kMaxHeadSize);
-    require<UsageError>(q.shape.rows() < (std::int64_t{1} << 31), "attention: q ", q, " has 2^31 rows or more");
+    require<UsageError>(q.shape.rows() < (std::int64_t{1} << 31) && q.shape[1] * q.shape[2] < (std::int64_t{1} << 31),
+                        "attention: q ", q, " has 2^31 rows, or elements of a token, or more");
     sequences = static_cast<std::int32_t>(q.shape[0] / sequence_length);
     n = static_cast<std::int32_t>(sequence_length);
     heads = static_cast<std::int32_t>(q.shape[1]);
@@ -40,6 +42,8 @@ struct Sizes {
     group = heads / kv_heads;
     d = static_cast<std::int32_t>(q.shape[2]);
     rows = n * group;
+    query_stride = heads * d;
+    key_stride = kv_heads * d;
     scale = 1 / std::sqrt(static_cast<float>(d));
   }
   /// Blocks of a launch that gives each head `tiles` of them.
@@ -67,14 +71,23 @@ struct Head {
   ATTAMBA_DEVICE int token(const Sizes& sizes, int row) const {
     return first_token + (sizes.group == 1 ? row : row / sizes.group);
   }
+  /// Which of all query heads a query row of `token` belongs to.
+  ATTAMBA_DEVICE int query_head(const Sizes& sizes, int row, int token) const {
+    return kv_head * sizes.group + row - (token - first_token) * sizes.group;
+  }
   /// Index of a query row in a [T, H] tensor.
   ATTAMBA_DEVICE std::int64_t query(const Sizes& sizes, int row) const {
     const int t = token(sizes, row);
-    return static_cast<std::int64_t>(t) * sizes.heads + kv_head * sizes.group + (row - (t - first_token) * sizes.group);
+    return static_cast<std::int64_t>(t) * sizes.heads + query_head(sizes, row, t);
   }
-  /// Index of a key's row in a [T, Hk] tensor.
-  ATTAMBA_DEVICE std::int64_t key(const Sizes& sizes, int token) const {
-    return static_cast<std::int64_t>(token) * sizes.kv_heads + kv_head;
+  /// First element of a query row in a [T, H, d] tensor.
+  ATTAMBA_DEVICE std::int64_t query_element(const Sizes& sizes, int row) const {
+    const int t = token(sizes, row);
+    return static_cast<std::int64_t>(t) * sizes.query_stride + query_head(sizes, row, t) * sizes.d;
+  }
+  /// First element of a key's row in a [T, Hk, d] tensor.
+  ATTAMBA_DEVICE std::int64_t key_element(const Sizes& sizes, int token) const {
+    return static_cast<std::int64_t>(token) * sizes.key_stride + kv_head * sizes.d;
   }
 };
 

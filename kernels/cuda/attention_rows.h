@@ -114,7 +114,9 @@ attention_rows_kernel(const Forward<T> a) {
   constexpr float kNothing = -std::numeric_limits<float>::infinity();
   float highest = kNothing, sum = 0, out[RowPlan::kColumns] = {};
   for_each_keys(a.table, head.token(a.sizes, own.row), [&](bool compact, int first, int count) {
-    const auto element_at = [&](int j) { return head.key(a.sizes, compact ? load(a.table.ends + first + j) : first + j) * d; };
+    const auto element_at = [&](int j) {
+      return head.key_element(a.sizes, compact ? load(a.table.ends + first + j) : first + j);
+    };
     const float score = lane < count ? dot(memory.row[0], a.k + element_at(lane), d) * a.sizes.scale : kNothing;
     const float here = device::warp_max(score), raised = here > highest ? here : highest;
     const float rescale = device::exp(highest - raised), p = device::exp(score - raised);
@@ -156,7 +158,9 @@ attention_query_rows_kernel(const Backward<T> a) {
   delta = device::warp_sum(delta);
   const float lse = load(a.lse + query);
   for_each_keys(a.table, head.token(a.sizes, own.row), [&](bool compact, int first, int count) {
-    const auto element_at = [&](int j) { return head.key(a.sizes, compact ? load(a.table.ends + first + j) : first + j) * d; };
+    const auto element_at = [&](int j) {
+      return head.key_element(a.sizes, compact ? load(a.table.ends + first + j) : first + j);
+    };
     float ds = 0;
     if (lane < count) {
       const std::int64_t element = element_at(lane);
@@ -185,7 +189,7 @@ attention_key_rows_kernel(const Backward<T> a) {
   const RowMemory memory(a.sizes);
   const Head head(a.sizes, own.head);
   const int d = a.sizes.d, lane = device::lane_index(), token = head.first_token + own.row;
-  const std::int64_t key = head.key(a.sizes, token) * d;
+  const std::int64_t key = head.key_element(a.sizes, token);
   const device::Bytes8* const statistics = a.statistics + head.index * padded_rows(a.sizes);
   read_row(memory.row[0], a.k + key, d);
   read_row(memory.row[1], a.v + key, d);
@@ -193,7 +197,7 @@ attention_key_rows_kernel(const Backward<T> a) {
   const auto add = [&](const Range& rows) {
     for (int first = rows.begin; first < rows.end; first += kWarp) {
       const int count = rows.end - first < kWarp ? rows.end - first : kWarp;
-      const auto element_at = [&](int j) { return head.query(a.sizes, first + j) * d; };
+      const auto element_at = [&](int j) { return head.query_element(a.sizes, first + j); };
       float p = 0, ds = 0;
       device::sync_warp();
       if (lane < count) {

@@ -18,8 +18,8 @@ namespace attamba::kernels::cuda::attention_parts {
 
 /// Where chunk `chunk` (eight elements) of row `row` lies in a tile.
 template <int kD>
-ATTAMBA_DEVICE int place(int row, int chunk) {
-  const int turn = kD >= 64 ? row % 8 : row / 2 % 4;
+ATTAMBA_DEVICE int in_tile(int row, int chunk) {
+  const int turn = kD >= 64 ? row & 7 : row >> 1 & 3;
   return row * kD + 8 * (chunk ^ turn);
 }
 
@@ -27,7 +27,7 @@ ATTAMBA_DEVICE int place(int row, int chunk) {
 template <int kD>
 ATTAMBA_DEVICE void load_a(std::uint32_t (&a)[4], const bf16* tile, int row, int step) {
   const int lane = device::lane_index();
-  device::load_matrix_x4(a, tile + place<kD>(row + lane % 16, 2 * step + lane / 16));
+  device::load_matrix_x4(a, tile + in_tile<kD>(row + lane % 16, 2 * step + lane / 16));
 }
 
 /// sum[i] += a b, a [16, 16], b = the transpose of tile rows [row + 8i, row + 8i + 8), columns [16 step, 16 step + 16).
@@ -35,7 +35,7 @@ template <int kD>
 ATTAMBA_DEVICE void multiply_rows(float (&sum)[2][4], const std::uint32_t (&a)[4], const bf16* tile, int row, int step) {
   const int lane = device::lane_index();
   std::uint32_t b[4];
-  device::load_matrix_x4(b, tile + place<kD>(row + lane / 16 * 8 + lane % 8, 2 * step + lane / 8 % 2));
+  device::load_matrix_x4(b, tile + in_tile<kD>(row + lane / 16 * 8 + lane % 8, 2 * step + lane / 8 % 2));
   device::mma_16x8x16(sum[0], a, {b[0], b[1]});
   device::mma_16x8x16(sum[1], a, {b[2], b[3]});
 }
@@ -47,7 +47,7 @@ ATTAMBA_DEVICE void multiply_columns(float (&sum)[kD / 8][4], const std::uint32_
   ATTAMBA_UNROLL
   for (int step = 0; step < kD / 16; ++step) {
     std::uint32_t b[4];
-    device::load_matrix_x4_transposed(b, tile + place<kD>(row + lane % 16, 2 * step + lane / 16));
+    device::load_matrix_x4_transposed(b, tile + in_tile<kD>(row + lane % 16, 2 * step + lane / 16));
     device::mma_16x8x16(sum[2 * step], a, {b[0], b[1]});
     device::mma_16x8x16(sum[2 * step + 1], a, {b[2], b[3]});
   }
@@ -64,40 +64,51 @@ ATTAMBA_DEVICE void round_to_a(std::uint32_t (&a)[4], const float (&value)[2][4]
 /// Which rows of a tile a thread copies: chunk `chunk()` of rows row(0), row(1), ...
 template <int kD, int kThreads>
 struct CopyPlan {
-  static constexpr int kChunks = kD / 8, kStep = kThreads / kChunks;
-  static constexpr int passes(int rows) { return (rows + kStep - 1) / kStep; }
-  ATTAMBA_DEVICE static int chunk() { return device::thread_index() % kChunks; }
-  ATTAMBA_DEVICE static int row(int pass) { return device::thread_index() / kChunks + pass * kStep; }
+  static constexpr unsigned kChunks = kD / 8, kStep = kThreads / kChunks;
+  static constexpr int passes(int rows) { return (rows + int{kStep} - 1) / int{kStep}; }
+  ATTAMBA_DEVICE static int chunk() { return static_cast<int>(static_cast<unsigned>(device::thread_index()) % kChunks); }
+  ATTAMBA_DEVICE static int row(int pass) {
+    return static_cast<int>(static_cast<unsigned>(device::thread_index()) / kChunks) + pass * int{kStep};
+  }
 };
 
-/// Starts the copy of kRows rows into a tile: the row of each pass comes from element `element_at(pass, row)` of `from`, or is
-/// 0 where that is negative. Columns from d on are 0.
-template <int kD, int kRows, int kThreads, class ElementAt>
-ATTAMBA_DEVICE void copy_rows(bf16* tile, const bf16* from, int d, const ElementAt& element_at) {
+/// Where a row lies in memory, from `element` on; what does not exist is read as 0 and not written.
+struct Place {
+  std::int64_t element;
+  bool exists;
+};
+
+/// A query row, which exists if it lies before `end`.
+ATTAMBA_DEVICE Place place_of_row(const Sizes& sizes, const Head& head, int row, int end) {
+  return {head.query_element(sizes, row), row < end};
+}
+
+/// Starts the copy of kRows rows into a tile; place_of(pass, row) says where each one comes from. Columns from d on are 0.
+template <int kD, int kRows, int kThreads, class PlaceOf>
+ATTAMBA_DEVICE void copy_rows(bf16* tile, const bf16* from, int d, const PlaceOf& place_of) {
   using Plan = CopyPlan<kD, kThreads>;
   const int chunk = Plan::chunk();
   ATTAMBA_UNROLL
   for (int pass = 0; pass < Plan::passes(kRows); ++pass) {
     const int row = Plan::row(pass);
-    if (row < kRows) {
-      const std::int64_t element = element_at(pass, row);
-      const bool valid = element >= 0 && chunk * 8 < d;
-      device::copy_async_16(tile + place<kD>(row, chunk), valid ? from + element + chunk * 8 : from, valid);
+    if (kRows % Plan::kStep == 0 || row < kRows) {
+      const Place place = place_of(pass, row);
+      device::copy_async_16(tile + in_tile<kD>(row, chunk), from + place.element + chunk * 8, place.exists && chunk * 8 < d);
     }
   }
 }
 
 /// Writes value * factor, rounded, of the warp's 16 rows: through `tile`, the warp's own 16 rows of shared memory, so that
-/// memory is written in whole chunks. Row r goes to element `row_at(r)` of `to`, or nowhere where that is negative.
-template <int kD, class RowAt>
+/// memory is written in whole chunks. place_of(r) says where row r goes in `to`.
+template <int kD, class PlaceOf>
 ATTAMBA_DEVICE void write_rows(bf16* to, bf16* tile, const float (&value)[kD / 8][4], float factor0, float factor1, int d,
-                               const RowAt& row_at) {
+                               const PlaceOf& place_of) {
   const int lane = device::lane_index(), g = lane / 4, q = lane % 4;
   device::sync_warp();  // the tile's readers are done
   ATTAMBA_UNROLL
   for (int i = 0; i < kD / 8; ++i) {
-    auto* row0 = reinterpret_cast<std::uint32_t*>(tile + place<kD>(g, i));
-    auto* row1 = reinterpret_cast<std::uint32_t*>(tile + place<kD>(g + 8, i));
+    auto* row0 = reinterpret_cast<std::uint32_t*>(tile + in_tile<kD>(g, i));
+    auto* row1 = reinterpret_cast<std::uint32_t*>(tile + in_tile<kD>(g + 8, i));
     store(row0 + q, device::pack_bf16(value[i][0] * factor0, value[i][1] * factor0));
     store(row1 + q, device::pack_bf16(value[i][2] * factor1, value[i][3] * factor1));
   }
@@ -106,10 +117,10 @@ ATTAMBA_DEVICE void write_rows(bf16* to, bf16* tile, const float (&value)[kD / 8
   const int chunk = lane % kChunks;
   ATTAMBA_UNROLL
   for (int row = lane / kChunks; row < 16; row += kWarp / kChunks) {
-    const std::int64_t element = row_at(row);
-    if (element >= 0 && chunk * 8 < d) {
-      store(reinterpret_cast<device::Bytes16*>(to + element + chunk * 8),
-            load(reinterpret_cast<const device::Bytes16*>(tile + place<kD>(row, chunk))));
+    const Place place = place_of(row);
+    if (place.exists && chunk * 8 < d) {
+      store(reinterpret_cast<device::Bytes16*>(to + place.element + chunk * 8),
+            load(reinterpret_cast<const device::Bytes16*>(tile + in_tile<kD>(row, chunk))));
     }
   }
 }
@@ -137,29 +148,28 @@ struct KeyTiles {
 template <int kD, int kKeys, int kThreads>
 class KeyCopier {
  public:
+  /// Beyond the last tile there are no keys.
   ATTAMBA_DEVICE void look_up(const KeyTiles<kKeys>& keys, int tile, const Table& table) {
-    if (tile < keys.count) {
-      const int first = keys.first(tile), end = keys.end(tile);
-      const bool compact = keys.is_compact(tile);
-      ATTAMBA_UNROLL
-      for (int pass = 0; pass < Plan::passes(kKeys); ++pass) {
-        const int key = first + Plan::row(pass);
-        token_[pass] = key >= end ? -1 : compact ? load(table.ends + key) : key;
-      }
+    const int first = keys.first(tile), end = keys.end(tile);
+    const bool compact = keys.is_compact(tile);
+    ATTAMBA_UNROLL
+    for (int pass = 0; pass < Plan::passes(kKeys); ++pass) {
+      const int key = first + Plan::row(pass);
+      exists_[pass] = key < end;
+      token_[pass] = key >= end ? 0 : compact ? load(table.ends + key) : key;
     }
   }
   /// Into one stage, [2, kKeys, kD]: keys, then values.
   ATTAMBA_DEVICE void copy(bf16* stage, const bf16* k, const bf16* v, const Sizes& sizes, const Head& head) const {
-    const auto element_at = [&](int pass, int) {
-      return token_[pass] < 0 ? std::int64_t{-1} : head.key(sizes, token_[pass]) * sizes.d;
-    };
-    copy_rows<kD, kKeys, kThreads>(stage, k, sizes.d, element_at);
-    copy_rows<kD, kKeys, kThreads>(stage + kKeys * kD, v, sizes.d, element_at);
+    const auto place_of = [&](int pass, int) { return Place{head.key_element(sizes, token_[pass]), exists_[pass]}; };
+    copy_rows<kD, kKeys, kThreads>(stage, k, sizes.d, place_of);
+    copy_rows<kD, kKeys, kThreads>(stage + kKeys * kD, v, sizes.d, place_of);
   }
 
  private:
   using Plan = CopyPlan<kD, kThreads>;
   int token_[Plan::passes(kKeys)];
+  bool exists_[Plan::passes(kKeys)];
 };
 
 /// Which keys of one kind the 16 rows of a warp see.

@@ -3,7 +3,7 @@
 #include <type_traits>
 
 #include "kernels/chunk_scan_checks.h"
-#include "kernels/cuda/chunk_scan_plain.h"
+#include "kernels/cuda/chunk_scan_fused.h"
 
 namespace attamba::kernels::cuda {
 namespace {
@@ -67,6 +67,13 @@ void chunk_scan(const Launch& launch, const Tensor& out, const Tensor& zxbcdt, c
     check_scan_input(kName, zxbcdt, starts, shape, sequence_length);
     check_scan_weights(kName, "weight", weights, shape, DType::float32);
     check_scan_rows(kName, "out", out, zxbcdt, shape.hidden);
+    if constexpr (std::is_same_v<T, bfloat16>) {
+      if (is_fused(shape)) {
+        Sizes s = make_sizes(shape, eps);
+        s.rows = static_cast<int>(zxbcdt.shape().rows());
+        return fused_forward(launch, elements<T>(out), s, make_inputs<T>(zxbcdt, weights, starts, shape));
+      }
+    }
     for_windows<T>(launch, zxbcdt, weights, starts, shape, eps, sequence_length, false,
                    [&](const Sizes& s, const Inputs<Element<T>>& in, const Memory& memory) {
                      plain_forward(launch, elements<T>(out) + static_cast<std::int64_t>(s.first) * s.hidden, s, in, memory);

@@ -148,6 +148,16 @@ void run(const Launch& launch, bf16* out, const Sizes& s, const Inputs<bf16>& in
 
 }  // namespace
 
+bool is_fused(const ScanShape& shape) {
+  return shape.hidden == kFusedHidden && shape.heads == kFusedHidden / 32 && (shape.state == 32 || shape.state == 128) &&
+         shape.conv == kFusedTaps && ForwardShared::bytes(make_sizes(shape, 0)) <= kMostShared;
+}
+
+std::size_t fused_workspace(const ScanShape& shape, std::int64_t rows, bool) {
+  const auto blocks = static_cast<std::size_t>(fused_blocks(rows));
+  return blocks * static_cast<std::size_t>(shape.hidden * shape.state) * sizeof(float);
+}
+
 void fused_forward(const Launch& launch, bf16* out, const Sizes& s, const Inputs<bf16>& in) {
   s.state == 32 ? run<32, 32>(launch, out, s, in) : run<32, 128>(launch, out, s, in);
 }

@@ -26,9 +26,9 @@ constexpr int kPadding = 8;  ///< of rows in shared memory: those of a matrix lo
 constexpr int kHiddenStride = kFusedHidden + kPadding;
 constexpr int kConvRows = 8;  ///< rows of a thread's piece of the convolution
 constexpr std::size_t kMostShared = 99 << 10;
-constexpr std::int64_t kMostFusedBlocks = 1024;
+constexpr std::int64_t kMostFusedBlocks = 512;  ///< each with the partial gradients of its ranges
 
-/// Whether the fused kernels serve this shape; their shared memory is a matter of the groups' number.
+/// Whether the fused kernels serve this shape: 8 heads of 32, N 32 or 128, 4 taps, and as many groups as shared memory holds.
 bool is_fused(const ScanShape& shape);
 std::size_t fused_workspace(const ScanShape& shape, std::int64_t rows, bool backward);
 void fused_forward(const Launch& launch, bf16* out, const Sizes& s, const Inputs<bf16>& in);

@@ -329,10 +329,10 @@ ATTAMBA_DEVICE T from_float(float x) {
 }
 
 ATTAMBA_DEVICE int lane_index() {
-  return thread_index() % kWarp;
+  return static_cast<int>(static_cast<unsigned>(thread_index()) % kWarp);
 }
 ATTAMBA_DEVICE int warp_index() {
-  return thread_index() / kWarp;
+  return static_cast<int>(static_cast<unsigned>(thread_index()) / kWarp);
 }
 
 }  // namespace attamba::device

@@ -31,6 +31,15 @@ def chunk_mask(chunk, leading):
     return allowed
 
 
+def keys_per_query(n, chunk, leading):
+    """On average under that mask; every earlier token with chunk = 1."""
+    seen = 0
+    for t in range(n):
+        window = min(t + 1, leading) if leading else t % chunk + 1
+        seen += window + (t + 1 - window) // chunk
+    return seen / n
+
+
 def timed(run, device, seconds):
     """Best and median seconds of `run`, by the device's clock, after two runs that are not counted."""
     cuda = device.type == "cuda"
@@ -104,14 +113,15 @@ def measure(args):
             def attend(q, k, v, run=dense(problem), backend=BACKENDS[name]):
                 with sdpa_kernel(backend):
                     return run(q, k, v)
-            report(args, n, "dense", name, problem, attend)
+            report(args, n, "dense", name, problem, attend, {"keys_per_query": keys_per_query(n, 1, 1)})
         if "flex" in backends:
             try:
                 attend, mask = flex(problem, args, n)
             except Exception as error:
                 print(json.dumps({"pattern": "chunks", "backend": "flex", "sequence_length": n, "error": str(error)[:300]}))
                 continue
-            report(args, n, "chunks", "flex", problem, attend, {"mask_sparsity_percent": float(mask.sparsity())})
+            report(args, n, "chunks", "flex", problem, attend, {"keys_per_query": keys_per_query(n, args.chunk, args.leading),
+                                                                   "mask_sparsity_percent": float(mask.sparsity())})
         del problem
 
 
@@ -123,6 +133,7 @@ def check(args):
         problem = Problem(args, n)
         position = torch.arange(n)
         allowed = chunk_mask(chunk, leading)(None, None, position[:, None], position[None, :])
+        ok &= keys_per_query(n, chunk, leading) == allowed.double().sum().item() / n
         # The definition again, with lists instead of formulas.
         for t in range(n):
             ends = {k for k in range(t + 1) if (k + 1) % chunk == 0}

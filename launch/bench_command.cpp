@@ -30,7 +30,7 @@ bool is_matrix_product(const std::string& op) {
   return op == "matmul" || op == "linear_weight_gradient" || op == "linear_cross_entropy";
 }
 
-/// Runs the PyTorch peer on the same model, batch and threads, and returns its JSON line.
+/// Runs the PyTorch peer on the same model, batch and threads, and returns what each of its variants printed.
 nlohmann::json run_torch_step(const BenchOptions& options, const Config& config, Device device) {
   ModelConfig paper;
   paper.kind = config.model.kind;
@@ -40,14 +40,18 @@ nlohmann::json run_torch_step(const BenchOptions& options, const Config& config,
   require<UsageError>(paper == config.model,
                       "bench: the PyTorch peer has the paper's widths only (dim 512, 8 layers, vocabulary "
                       "32000, ...); use configs/attamba_62m.toml or configs/transformer_60m.toml");
-  return run_peer(options.python, "torch_attamba.py",
-                  concat("--model ", config.model.kind, " --batch ", config.train.micro_batch, " --sequence ",
-                         config.data.sequence_length, " --dtype ", config.train.dtype, " --threads ", thread_count(),
-                         " --steps ", options.repeats, " --chunking ", config.model.chunking.strategy, " --chunk ",
-                         config.model.chunking.size, " --leading ", config.model.chunking.leading_tokens, " --ssm-hidden ",
-                         config.model.ssm.hidden, " --ssm-state ", config.model.ssm.state, " --device ",
-                         device == Device::cpu ? "cpu" : "cuda", options.compile ? " --compile" : ""))
-      .front();
+  nlohmann::json variants = nlohmann::json::object();
+  for (const nlohmann::json& result :
+       run_peer(options.python, "torch_attamba.py",
+                concat("--model ", config.model.kind, " --batch ", config.train.micro_batch, " --sequence ",
+                       config.data.sequence_length, " --dtype ", config.train.dtype, " --threads ", thread_count(), " --steps ",
+                       options.repeats, " --variants plain tuned --chunking ", config.model.chunking.strategy, " --chunk ",
+                       config.model.chunking.size, " --leading ", config.model.chunking.leading_tokens, " --ssm-hidden ",
+                       config.model.ssm.hidden, " --ssm-state ", config.model.ssm.state, " --device ",
+                       device == Device::cpu ? "cpu" : "cuda", options.compile ? " --compile" : ""))) {
+    variants[result.at("variant").get<std::string>()] = result;
+  }
+  return variants;
 }
 
 void bench_step(const BenchOptions& options) {
@@ -76,10 +80,12 @@ void bench_step(const BenchOptions& options) {
                  {"model_flops_per_s", flops / median}});
   if (options.compare == "torch") {
     result["torch"] = run_torch_step(options, config, benchmark.device());
-    const double peer = result["torch"].at("tokens_per_s_median");
-    std::printf("  %s PyTorch %s: %.0f tokens/s (median); this program: %.2f times as many\n",
-                options.compile ? "compiled" : "eager", result["torch"].value("torch", "").c_str(), peer,
-                benchmark.tokens() / median / peer);
+    for (const auto& [variant, peer] : result["torch"].items()) {
+      const double typical = peer.at("tokens_per_s_median"), fastest = peer.at("tokens_per_s_best");
+      std::printf("  %s PyTorch %s, %s: %.0f tokens/s (median), best %.0f; this program: %.2f (%.2f) times as many\n",
+                  options.compile ? "compiled" : "eager", peer.value("torch", "").c_str(), variant.c_str(), typical, fastest,
+                  benchmark.tokens() / median / typical, benchmark.tokens() / best / fastest);
+    }
   }
   write_json(options.json, result);
 }

@@ -1,5 +1,4 @@
 #include <algorithm>
-#include <chrono>
 #include <cstdio>
 #include <filesystem>
 #include <fstream>
@@ -11,6 +10,7 @@
 #include "launch/bench.h"
 #include "launch/devices.h"
 #include "launch/session.h"
+#include "src/core/clock.h"
 #include "src/core/error.h"
 #include "src/core/parallel.h"
 #include "src/core/random.h"
@@ -26,10 +26,6 @@ namespace fs = std::filesystem;
 constexpr double kPeakSeconds = 1.0, kCopySeconds = 0.5;
 constexpr std::size_t kCopyBytes = std::size_t{256} << 20;  ///< beyond all caches
 constexpr std::int64_t kLeastRuns = 5;
-
-double now() {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
 
 /// Bytes per second, read and written ones counted, of whatever copies fastest: the runtime, or our own addition of two
 /// tensors.
@@ -69,7 +65,8 @@ fs::path peer_script(const std::string& name) {
 
 }  // namespace
 
-Benchmark::Benchmark(Config config) : config_(std::move(config)), chunking_(make_model_chunking(config_.model)) {
+Benchmark::Benchmark(Config config)
+    : config_(std::move(config)), chunking_(make_model_chunking(config_.model, config_.data.sequence_length)) {
   set_threads(config_.train.threads, communicator_);
   device_ = open_device(config_.train.device, config_.train.compute_dtype(), communicator_);
   roofline_ = measure_roofline(device_, config_.train.compute_dtype());
@@ -86,9 +83,9 @@ Benchmark::Benchmark(Config config) : config_(std::move(config)), chunking_(make
 }
 
 double Benchmark::step() {
-  const double begin = now();
+  const double begin = monotonic_seconds();
   programs_->finish_step(1e-4, updates_++, false);
-  return now() - begin;
+  return monotonic_seconds() - begin;
 }
 
 std::vector<double> Benchmark::steps(std::int64_t repeats) {
@@ -140,7 +137,8 @@ Timing time_on(Device device, double seconds, double parts, const std::function<
     on.seconds_of(run);  // a graph's first launch also uploads it
   }
   std::vector<double> times;
-  for (const double begin = now(); now() - begin < seconds || static_cast<std::int64_t>(times.size()) < kLeastRuns;) {
+  for (const double begin = monotonic_seconds();
+       monotonic_seconds() - begin < seconds || static_cast<std::int64_t>(times.size()) < kLeastRuns;) {
     times.push_back(on.seconds_of(run) / parts);
   }
   std::sort(times.begin(), times.end());

@@ -90,10 +90,11 @@ struct RopeExtents {
   int token_threads;               ///< threads that share a token
 };
 
-/// A thread turns the same columns of all heads of a token, so the table's row is read once.
-template <class T, int kWidth>
+/// A thread turns the same columns of all heads of a token, so the table's row is read once. `addend` may be null.
+template <class T, class X, int kWidth>
 ATTAMBA_KERNEL(kThreads, 4)
-rope_kernel(T* out, const T* x, const float* table, const std::int32_t* positions, RopeExtents extents, float direction) {
+rope_kernel(T* out, const X* x, const T* addend, const float* table, const std::int32_t* positions, RopeExtents extents,
+            float direction) {
   const int local = thread_index() / extents.token_threads;
   const std::int64_t token = std::int64_t{block_x()} * (kThreads / extents.token_threads) + local;
   if (local >= kThreads / extents.token_threads || token >= extents.tokens) {
@@ -111,15 +112,20 @@ rope_kernel(T* out, const T* x, const float* table, const std::int32_t* position
     const std::int64_t first = token * extents.heads * extents.width + c;
     for (int head = 0; head < extents.heads; ++head) {
       const std::int64_t at = first + std::int64_t{head} * extents.width;
-      auto pairs = Elements<T, kWidth>::read(x + at);
+      const auto pairs = Elements<X, kWidth>::read(x + at);
+      Elements<T, kWidth> turned;
+      turned.fill(0.0f);
+      if (addend != nullptr) {
+        turned = Elements<T, kWidth>::read(addend + at);
+      }
 #pragma unroll
       for (int i = 0; i < kWidth; i += 2) {
         const float cosine = angles.value[i], sine = direction * angles.value[i + 1];
-        const float even = pairs.value[i], odd = pairs.value[i + 1];
-        pairs.value[i] = even * cosine - odd * sine;
-        pairs.value[i + 1] = even * sine + odd * cosine;
+        const float even = pairs.value[i] + turned.value[i], odd = pairs.value[i + 1] + turned.value[i + 1];
+        turned.value[i] = even * cosine - odd * sine;
+        turned.value[i + 1] = even * sine + odd * cosine;
       }
-      pairs.write(out + at);
+      turned.write(out + at);
     }
   }
 }
@@ -180,33 +186,38 @@ void swiglu_backward(const Launch& launch, const Tensor& dgate, const Tensor& du
   });
 }
 
-void rope(const Launch& launch, const Tensor& out, const Tensor& x, const Tensor& table, const Tensor& positions,
-          bool inverse) {
-  const Shape& shape = x.shape();
-  require(shape.rank() == 3 && shape[2] % 2 == 0, "rope: x is ", x.type, ", expected [T, H, d] with an even d");
-  require_type(out, x.type, "rope", "out");
+void rope(const Launch& launch, const Tensor& out, const Tensor& x, const Tensor& addend, const Tensor& table,
+          const Tensor& positions, bool inverse) {
+  const Shape& shape = out.shape();
+  require(shape.rank() == 3 && shape[2] % 2 == 0, "rope: out is ", out.type, ", expected [T, H, d] with an even d");
+  require_type(x, {x.dtype() == out.dtype() ? out.dtype() : accumulator_of(out.dtype()), shape}, "rope", "x");
+  if (addend) {
+    require_type(addend, out.type, "rope", "addend");
+  }
   require(table.shape().rank() == 2, "rope: table is ", table.type, ", expected [n, ", shape[2], "]");
-  require_type(table, {accumulator_of(x.dtype()), Shape{table.shape()[0], shape[2]}}, "rope", "table");
+  require_type(table, {accumulator_of(out.dtype()), Shape{table.shape()[0], shape[2]}}, "rope", "table");
   require_type(positions, {DType::int32, Shape{shape[0]}}, "rope", "positions");
-  if (x.elements() == 0) {
+  if (out.elements() == 0) {
     return;
   }
-  dispatch_compute(x.dtype(), "rope", [&]<class T>() {
-    const auto run = [&]<int kWidth>() {
+  dispatch_compute(out.dtype(), "rope", [&]<class T>() {
+    const auto run = [&]<class X, int kWidth>() {
       const auto threads = static_cast<int>(std::min<std::int64_t>(kThreads, shape[2] / kWidth));
       const RopeExtents extents{.tokens = shape[0],
                                 .positions = table.shape()[0],
                                 .heads = static_cast<int>(shape[1]),
                                 .width = static_cast<int>(shape[2]),
                                 .token_threads = threads};
-      launch_kernel("rope", rope_kernel<T, kWidth>, launch, {.x = ceil_div(shape[0], kThreads / threads), .threads = kThreads},
-                    elements_of<T>(out), elements_of<T>(x), table.as<float>(), positions.as<std::int32_t>(), extents,
+      launch_kernel("rope", rope_kernel<T, X, kWidth>, launch,
+                    {.x = ceil_div(shape[0], kThreads / threads), .threads = kThreads}, elements_of<T>(out), elements_of<X>(x),
+                    optional_elements_of<T>(addend), table.as<float>(), positions.as<std::int32_t>(), extents,
                     inverse ? -1.0f : 1.0f);
     };
-    if (packed_rows<T>(shape[2], {out.data, x.data, table.data})) {
-      run.template operator()<kPackWidth<T>>();
+    const bool packed = packed_rows<T>(shape[2], {out.data, x.data, addend.data, table.data});
+    if (x.dtype() == out.dtype()) {
+      packed ? run.template operator()<T, kPackWidth<T>>() : run.template operator()<T, 2>();
     } else {
-      run.template operator()<2>();
+      packed ? run.template operator()<float, kPackWidth<T>>() : run.template operator()<float, 2>();
     }
   });
 }

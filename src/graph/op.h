@@ -1,4 +1,4 @@
-// The op contract (DESIGN 2): an op infers types, says how much scratch it needs, runs over views, and gives its
+// The op contract (docs/architecture.md): an op infers types, says how much scratch it needs, runs over views, and gives its
 // vector-Jacobian product by emitting further ops.
 #pragma once
 

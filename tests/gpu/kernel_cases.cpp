@@ -128,11 +128,15 @@ Case rotary(std::int64_t rows, std::int64_t heads, std::int64_t d) {
   return {concat("rope ", rows, 'x', heads, 'x', d), [=](Side& s) {
             const std::int64_t positions = 50;
             const Shape shape{rows, heads, d};
-            const Tensor x = s.numbers(shape), table = s.sums({positions, d}), at = s.integers(spread(rows, positions));
-            const Tensor out = s.output(shape), back = s.output(shape);
-            s.on().rope(s.launch(), out, x, table, at, false);
-            s.on().rope(s.launch(), back, x, table, at, true);
-            return std::vector<Output>{{"out", out, kPointwise, kRounded}, {"inverse", back, kPointwise, kRounded}};
+            const Tensor x = s.numbers(shape), product = s.sums(shape), addend = s.numbers(shape);
+            const Tensor table = s.sums({positions, d}), at = s.integers(spread(rows, positions));
+            const Tensor out = s.output(shape), back = s.output(shape), added = s.output(shape);
+            s.on().rope(s.launch(), out, x, {}, table, at, false);
+            s.on().rope(s.launch(), back, x, {}, table, at, true);
+            s.on().rope(s.launch(), added, product, addend, table, at, false);
+            return std::vector<Output>{{"out", out, kPointwise, kRounded},
+                                       {"inverse", back, kPointwise, kRounded},
+                                       {"added", added, kPointwise, kRounded}};
           }};
 }
 

@@ -1,4 +1,4 @@
-// Attention over compact and local keys (SPEC 3.2; DESIGN 3), forward, with online softmax:
+// Attention over compact and local keys (kernels::AttentionTable), forward, with online softmax:
 //
 //   S = q k^T / sqrt(d);  P = exp(S - lse);  out = P v
 //

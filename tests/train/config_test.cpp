@@ -79,6 +79,7 @@ Config everything_changed() {
              .seed = std::numeric_limits<std::int64_t>::max(),
              .dtype = "float64",
              .device = "cpu",
+             .transport = "staged",
              .recompute = true,
              .deterministic = true,
              .threads = 3,

@@ -70,7 +70,7 @@ ATTAMBA_DEVICE void add_to_dq(float (&dq)[kD / 8][4], const std::uint32_t (&q)[k
                               const std::uint32_t (&dout)[kD / 16][4], const bf16* k, const bf16* v, int first,
                               const WarpKeys& keys, float scale_log2, const float (&lse)[2], const float (&delta)[2]) {
   const int column = device::lane_index() % 4 * 2;
-  ATTAMBA_UNROLL
+  ATTAMBA_KEEP_LOOP
   for (int j = 0; j < kKeys / 16; ++j) {
     const int from = first + 16 * j;
     if (!keys.see_any(from, from + 16)) {
@@ -229,7 +229,7 @@ ATTAMBA_DEVICE void add_to_dk_dv(float (&dk)[kD / 8][4], float (&dv)[kD / 8][4],
                                  float scale_log2) {
   const int column = device::lane_index() % 4 * 2;
   const bf16* const dout = q + kRows * kD;
-  ATTAMBA_UNROLL
+  ATTAMBA_KEEP_LOOP
   for (int j = 0; j < kRows / 16; ++j) {
     const int from = first + 16 * j;
     if (!rows.any_sees(from, from + 16)) {
@@ -287,7 +287,9 @@ template <int kD>
 ATTAMBA_KERNEL(KeyPlan<kD>::kThreads, KeyPlan<kD>::kBlocks)
 key_tiles_kernel(const Backward<bf16> a, const bool compact, const int tiles) {
   using Plan = KeyPlan<kD>;
-  const Head head(a.sizes, device::block_x() / tiles);
+  // The local keys' launch starts with the heads that the queries' launch ended with: their rows are still in cache.
+  const int heads = a.sizes.sequences * a.sizes.kv_heads, index = device::block_x() / tiles;
+  const Head head(a.sizes, compact ? index : heads - 1 - index);
   const int own_first = head.first_token + device::block_x() % tiles * Plan::kKeys;
   const int own_end = compact ? load(a.table.key_end + head.first_token + a.sizes.n - 1) : head.first_token + a.sizes.n;
   const int count = own_end - own_first < Plan::kKeys ? own_end - own_first : Plan::kKeys;
@@ -303,8 +305,8 @@ key_tiles_kernel(const Backward<bf16> a, const bool compact, const int tiles) {
   int* const ends = begins + Plan::kKeys;
 
   const auto place_of_key = [&](int key) {
-    const int index = own_first + (key < count ? key : 0);
-    return Place{head.key_element(a.sizes, compact ? load(a.table.ends + index) : index), key < count};
+    const int which = own_first + (key < count ? key : 0);
+    return Place{head.key_element(a.sizes, compact ? load(a.table.ends + which) : which), key < count};
   };
   copy_rows<kD, Plan::kKeys, Plan::kThreads>(k_tile, a.k, a.sizes.d, [&](int, int row) { return place_of_key(row); });
   copy_rows<kD, Plan::kKeys, Plan::kThreads>(v_tile, a.v, a.sizes.d, [&](int, int row) { return place_of_key(row); });

@@ -236,7 +236,8 @@ ATTAMBA_DEVICE void add_to_dk_dv(float (&dk)[kD / 8][4], float (&dv)[kD / 8][4],
       continue;
     }
     float p[2][4] = {}, ds[2][4] = {};
-    ATTAMBA_UNROLL
+    [[maybe_unused]] constexpr int kTimes = kKeep ? kD / 16 : 2;
+    ATTAMBA_UNROLL_BY(kTimes)
     for (int step = 0; step < kD / 16; ++step) {
       k.multiply(p, q, 16 * j, step);
       v.multiply(ds, dout, 16 * j, step);

@@ -10,9 +10,12 @@
 // Arrays stay in registers only when every index is a constant; other loops are kept, to need fewer registers.
 #ifdef __CUDACC__
 #define ATTAMBA_UNROLL _Pragma("unroll")
+#define ATTAMBA_PRAGMA(text) _Pragma(#text)
+#define ATTAMBA_UNROLL_BY(times) ATTAMBA_PRAGMA(unroll times)
 #define ATTAMBA_KEEP_LOOP _Pragma("unroll 1")
 #else
 #define ATTAMBA_UNROLL
+#define ATTAMBA_UNROLL_BY(times)
 #define ATTAMBA_KEEP_LOOP
 #endif
 

@@ -295,16 +295,13 @@ TEST(SimtAttentionCounts, StayNearTheLeast) {
     sum.products += static_cast<double>(counts.matrix_products);
     RecordProperty(concat(kernel, ", bytes"), std::to_string(bytes(counts)));
     RecordProperty(concat(kernel, ", products"), std::to_string(counts.matrix_products));
-    printf("%s %f %f\n", kernel, static_cast<double>(bytes(counts)) / (8 * tensor + lse),
-           static_cast<double>(counts.matrix_products) / (5 * product));
     EXPECT_EQ(counts.matrix_load_conflicts, 0) << kernel;
   }
-  printf("%f %f %f %f\n", forward.bytes / (4 * tensor + lse), forward.products / (2 * product),
-         backward.bytes / (8 * tensor + lse), backward.products / (5 * product));
-  EXPECT_LT(forward.bytes, 2 * (4 * tensor + lse));
-  EXPECT_LT(forward.products, 2 * 2 * product);
-  EXPECT_LT(backward.bytes, 2 * (8 * tensor + lse));
-  EXPECT_LT(backward.products, 2 * 5 * product);
+  EXPECT_LT(forward.bytes, 1.6 * (4 * tensor + lse));
+  EXPECT_LT(forward.products, 1.4 * 2 * product);
+  // Three passes: each reads q and dout, two of them k and v, and scores are computed again where keys are owned.
+  EXPECT_LT(backward.bytes, 2.25 * (8 * tensor + lse));
+  EXPECT_LT(backward.products, 1.9 * 5 * product);
 }
 
 INSTANTIATE_TEST_SUITE_P(Tables, SimtAttention, testing::ValuesIn(cases()),

@@ -28,7 +28,8 @@ void train(const ConfigOptions& options) {
     set_threads(config.train.threads, communicator);
     const Device device =
         open_device(config.train.device, config.train.compute_dtype(), communicator, config.train.deterministic);
-    Trainer(config, communicator, device).run();
+    const auto around = device_communicator(config.train.transport, device, communicator);
+    Trainer(config, around ? *around : communicator, device).run();
   });
 }
 

@@ -86,19 +86,6 @@ struct Block {
   std::int64_t last_row(std::int64_t panel_begin, std::int64_t panel) const { return std::min(panel_begin + panel, rows) - 1; }
 };
 
-/// Calls body(tile, is_compact) for each tile of the block's keys: local ones first, whose scores include the query's own.
-template <class Body>
-void for_each_tile(const Block& block, KeyTile& tile, const Body& body) {
-  for (const bool is_compact : {false, true}) {
-    const RowKeys& keys = is_compact ? block.compact : block.local;
-    const std::int64_t end = keys.end[block.rows - 1];
-    for (std::int64_t first = keys.begin[0]; first < end; first += kMaxKeys) {
-      tile.set(keys, block.rows, first, std::min(kMaxKeys, end - first));
-      body(tile, is_compact);
-    }
-  }
-}
-
 /// Rows of one head lie far apart in memory, where the processor foresees nothing: they are asked for this many rows ahead.
 inline constexpr std::int64_t kRowsAhead = 8;
 
@@ -141,6 +128,25 @@ void load_keys(A* to, std::int64_t distance, const T* from, const KeyTile& tile,
   load_rows(to, distance, from, sizes.d, tile.count, A(1), [&](std::int64_t i) {
     return (ends != nullptr ? ends[tile.first + i] : tile.first + i) * sizes.kv_heads + kv_head;
   });
+}
+
+/// Calls body(tile, is_compact) for each tile of the block's keys: local ones first, whose scores include the query's own.
+/// scratch.k and scratch.v then hold the tile's rows of k and v.
+template <class T, class Scratch, class Body>
+void for_each_tile(const Block& block, const Sizes& sizes, const TablePointers& table, const T* k, const T* v,
+                   const Scratch& scratch, const Body& body) {
+  KeyTile tile;
+  for (const bool is_compact : {false, true}) {
+    const RowKeys& keys = is_compact ? block.compact : block.local;
+    const std::int32_t* ends = is_compact ? table.ends : nullptr;
+    const std::int64_t end = keys.end[block.rows - 1];
+    for (std::int64_t first = keys.begin[0]; first < end; first += kMaxKeys) {
+      tile.set(keys, block.rows, first, std::min(kMaxKeys, end - first));
+      load_keys(scratch.k, scratch.distance, k, tile, ends, block.kv_head, sizes);
+      load_keys(scratch.v, scratch.distance, v, tile, ends, block.kv_head, sizes);
+      body(tile, is_compact);
+    }
+  }
 }
 
 /// Lanes [lane, lane + kPanel) of the tile's keys outside `keys`: not computed, so set to 0.

@@ -7,18 +7,6 @@
 
 #include "kernels/cuda/attention_places.h"
 
-// Arrays stay in registers only when every index is a constant; other loops are kept, to need fewer registers.
-#ifdef __CUDACC__
-#define ATTAMBA_UNROLL _Pragma("unroll")
-#define ATTAMBA_PRAGMA(text) _Pragma(#text)
-#define ATTAMBA_UNROLL_BY(times) ATTAMBA_PRAGMA(unroll times)
-#define ATTAMBA_KEEP_LOOP _Pragma("unroll 1")
-#else
-#define ATTAMBA_UNROLL
-#define ATTAMBA_UNROLL_BY(times)
-#define ATTAMBA_KEEP_LOOP
-#endif
-
 namespace attamba::kernels::cuda::attention_parts {
 
 /// Where chunk even + odd of row `row` lies in a tile. In products `even` is a constant, 2 step, and `odd` 0 or 1 by lane: then
@@ -50,7 +38,7 @@ ATTAMBA_DEVICE void multiply_rows(float (&sum)[2][4], const std::uint32_t (&a)[4
 template <int kD>
 ATTAMBA_DEVICE void multiply_columns(float (&sum)[kD / 8][4], const std::uint32_t (&a)[4], const bf16* tile, int row) {
   const int lane = device::lane_index();
-  ATTAMBA_UNROLL
+#pragma unroll
   for (int step = 0; step < kD / 16; ++step) {
     std::uint32_t b[4];
     device::load_matrix_x4_transposed(b, tile + in_tile<kD>(row + lane % 16, 2 * step, lane / 16));
@@ -94,7 +82,7 @@ template <int kD, int kRows, int kThreads, class PlaceOf>
 ATTAMBA_DEVICE void copy_rows(bf16* tile, const bf16* from, int d, const PlaceOf& place_of) {
   using Plan = CopyPlan<kD, kThreads>;
   const int chunk = Plan::chunk();
-  ATTAMBA_UNROLL
+#pragma unroll
   for (int pass = 0; pass < Plan::passes(kRows); ++pass) {
     const int row = Plan::row(pass);
     if (kRows % Plan::kStep == 0 || row < kRows) {
@@ -111,7 +99,7 @@ ATTAMBA_DEVICE void write_rows(bf16* to, bf16* tile, const float (&value)[kD / 8
                                const PlaceOf& place_of) {
   const int lane = device::lane_index(), g = lane / 4, q = lane % 4;
   device::sync_warp();  // the tile's readers are done
-  ATTAMBA_UNROLL
+#pragma unroll
   for (int i = 0; i < kD / 8; ++i) {
     auto* row0 = reinterpret_cast<std::uint32_t*>(tile + in_tile<kD>(g, i));
     auto* row1 = reinterpret_cast<std::uint32_t*>(tile + in_tile<kD>(g + 8, i));
@@ -121,7 +109,7 @@ ATTAMBA_DEVICE void write_rows(bf16* to, bf16* tile, const float (&value)[kD / 8
   device::sync_warp();
   constexpr int kChunks = kD / 8;
   const int chunk = lane % kChunks;
-  ATTAMBA_UNROLL
+#pragma unroll
   for (int row = lane / kChunks; row < 16; row += kWarp / kChunks) {
     const Place place = place_of(row);
     if (place.exists && chunk * 8 < d) {
@@ -158,7 +146,7 @@ class KeyCopier {
   ATTAMBA_DEVICE void look_up(const KeyTiles<kKeys>& keys, int tile, const Table& table) {
     const int first = keys.first(tile), end = keys.end(tile);
     const bool compact = keys.is_compact(tile);
-    ATTAMBA_UNROLL
+#pragma unroll
     for (int pass = 0; pass < Plan::passes(kKeys); ++pass) {
       const int key = first + Plan::row(pass);
       exists_[pass] = key < end;

@@ -334,7 +334,8 @@ void ModelPrograms::refresh_compute_weights() {
 }
 
 /// The first run goes op by op (libraries choose their algorithms then), the second is recorded where the device can, and from
-/// then on the recording is replayed: one launch a program.
+/// then on the recording is replayed: one launch a program. A rank runs either the closing program or the empty one in all
+/// steps of a run, so all ranks record their reductions at the same step, as NCCL asks.
 void ModelPrograms::run(Replay& replay) {
   const Launch launch{.device = options_.device, .stream = runtime(options_.device).stream()};
   if (once_) {
@@ -345,7 +346,9 @@ void ModelPrograms::run(Replay& replay) {
     replay.program.run_observed(launch, observer_, check_finite_);
     return;
   }
-  if (replay.runs == 1) {
+  const bool reduces =
+      communicator_.size() > 1 && (&replay == &replay_of(Kind::closing) || &replay == &replay_of(Kind::empty_closing));
+  if (replay.runs == 1 && (!reduces || communicator_.recordable())) {
     replay.recorded = runtime(options_.device).record([&] { replay.program.run(launch); });
   }
   ++replay.runs;
@@ -353,6 +356,9 @@ void ModelPrograms::run(Replay& replay) {
     replay.recorded->launch();
   } else {
     replay.program.run(launch);
+  }
+  if (reduces) {
+    communicator_.work_enqueued();
   }
 }
 

@@ -38,10 +38,10 @@ struct Running {
   /// Takes the tile's highest scores into account; returns through `offset` what to subtract from scaled scores.
   ATTAMBA_DEVICE void raise(const float (&tile_highest)[2], float scale_log2, float (&offset)[2]) {
     float rescale[2];
-    ATTAMBA_UNROLL
+#pragma unroll
     for (int r = 0; r < 2; ++r) {
       float value = tile_highest[r];
-      ATTAMBA_UNROLL
+#pragma unroll
       for (int mask = 1; mask <= 2; mask *= 2) {
         const float other = device::shuffle_xor(value, mask);
         value = value > other ? value : other;
@@ -52,9 +52,9 @@ struct Running {
       offset[r] = value * scale_log2;
       sum[r] *= rescale[r];
     }
-    ATTAMBA_UNROLL
+#pragma unroll
     for (int i = 0; i < kD / 8; ++i) {
-      ATTAMBA_UNROLL
+#pragma unroll
       for (int e = 0; e < 4; ++e) {
         out[i][e] *= rescale[e / 2];
       }
@@ -69,11 +69,11 @@ ATTAMBA_DEVICE void attend(Running<kD>& running, const bf16* q, const bf16* k, c
   constexpr int kGroups = kKeys / 16;
   constexpr float kMasked = -std::numeric_limits<float>::infinity();
   float s[kGroups][2][4] = {}, highest[2] = {kMasked, kMasked}, offset[2];
-  ATTAMBA_UNROLL
+#pragma unroll
   for (int step = 0; step < kD / 16; ++step) {
     std::uint32_t a[4];
     load_a<kD>(a, q, 0, step);
-    ATTAMBA_UNROLL
+#pragma unroll
     for (int j = 0; j < kGroups; ++j) {
       if (keys.see_any(first + 16 * j, first + 16 * j + 16)) {
         multiply_rows<kD>(s[j], a, k, 16 * j, step);
@@ -82,33 +82,33 @@ ATTAMBA_DEVICE void attend(Running<kD>& running, const bf16* q, const bf16* k, c
   }
   const int column = first + device::lane_index() % 4 * 2;
   if (!keys.see_all(first, first + kKeys)) {
-    ATTAMBA_UNROLL
+#pragma unroll
     for (int c = 0; c < kKeys / 4; ++c) {  // columns of the tile that this thread holds
       const int i = c / 2, key = column + 8 * i + c % 2;
-      ATTAMBA_UNROLL
+#pragma unroll
       for (int r = 0; r < 2; ++r) {
         float& score = s[i / 2][i % 2][2 * r + c % 2];
         score = key >= keys.thread[r].begin && key < keys.thread[r].end ? score : kMasked;
       }
     }
   }
-  ATTAMBA_UNROLL
+#pragma unroll
   for (int i = 0; i < 2 * kGroups; ++i) {
-    ATTAMBA_UNROLL
+#pragma unroll
     for (int e = 0; e < 4; ++e) {
       const float score = s[i / 2][i % 2][e];
       highest[e / 2] = score > highest[e / 2] ? score : highest[e / 2];
     }
   }
   running.raise(highest, scale_log2, offset);
-  ATTAMBA_UNROLL
+#pragma unroll
   for (int j = 0; j < kGroups; ++j) {
     if (!keys.see_any(first + 16 * j, first + 16 * j + 16)) {
       continue;
     }
-    ATTAMBA_UNROLL
+#pragma unroll
     for (int i = 0; i < 2; ++i) {
-      ATTAMBA_UNROLL
+#pragma unroll
       for (int e = 0; e < 4; ++e) {
         const float p = device::exp2_fast(device::fused_multiply_add(s[j][i][e], scale_log2, -offset[e / 2]));
         running.sum[e / 2] += p;
@@ -168,7 +168,7 @@ attention_tiles_kernel(const Forward<bf16> a, const int tiles) {
   }
 
   float factor[2];
-  ATTAMBA_UNROLL
+#pragma unroll
   for (int r = 0; r < 2; ++r) {
     float sum = running.sum[r];
     sum += device::shuffle_xor(sum, 1);
@@ -186,7 +186,8 @@ attention_tiles_kernel(const Forward<bf16> a, const int tiles) {
 template <class T>
 Forward<T> arguments_of(const Tensor& out, const Tensor& lse, const Tensor& q, const Tensor& k, const Tensor& v,
                         const AttentionTable& table, const Sizes& sizes) {
-  return {data_of<T>(out), data_of<float>(lse), data_of<T>(q), data_of<T>(k), data_of<T>(v), sizes, Table(table)};
+  return {elements_of<T>(out), elements_of<float>(lse), elements_of<T>(q), elements_of<T>(k), elements_of<T>(v), sizes,
+          Table(table)};
 }
 
 }  // namespace
@@ -195,20 +196,19 @@ void attention(const Launch& launch, const Tensor& out, const Tensor& lse, const
                const AttentionTable& table, std::int64_t sequence_length) {
   const Sizes sizes(q.type, k.type, sequence_length);
   check_attention(out, lse, q, k, v, table, sequence_length);
-  if (q.dtype() == DType::float32) {
-    attention_by_rows(launch, arguments_of<float>(out, lse, q, k, v, table, sizes));
-  } else if (!fits_tiles(q.type)) {
-    attention_by_rows(launch, arguments_of<bf16>(out, lse, q, k, v, table, sizes));
-  } else {
-    const Forward<bf16> arguments = arguments_of<bf16>(out, lse, q, k, v, table, sizes);
-    dispatch_width(sizes.d, [&]<int kD>() {
-      using Plan = ForwardPlan<kD>;
-      const int tiles = (sizes.rows + Plan::kRows - 1) / Plan::kRows;
-      launch_kernel("attention", &attention_tiles_kernel<kD>, launch,
-                    {.x = sizes.blocks(tiles), .threads = Plan::kThreads, .shared_bytes = Plan::shared_bytes()}, arguments,
-                    tiles);
-    });
+  if (!fits_tiles(q.type)) {
+    dispatch_compute(q.dtype(), "attention",
+                     [&]<class T>() { attention_by_rows(launch, arguments_of<T>(out, lse, q, k, v, table, sizes)); });
+    return;
   }
+  const Forward<bf16> arguments = arguments_of<bf16>(out, lse, q, k, v, table, sizes);
+  dispatch_width(sizes.d, [&]<int kD>() {
+    using Plan = ForwardPlan<kD>;
+    const int tiles = (sizes.rows + Plan::kRows - 1) / Plan::kRows;
+    launch_kernel("attention", &attention_tiles_kernel<kD>, launch,
+                  {.x = sizes.blocks(tiles), .threads = Plan::kThreads, .shared_bytes = Plan::shared_bytes()}, arguments,
+                  tiles);
+  });
 }
 
 std::size_t attention_workspace(const TensorType& q, const TensorType& k, std::int64_t sequence_length) {

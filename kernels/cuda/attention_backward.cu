@@ -37,7 +37,7 @@ ATTAMBA_DEVICE void compute_deltas(float* deltas, const bf16* tile, const Backwa
   constexpr int kChunks = kD / 8;
   const int lane = device::lane_index(), chunk = lane % kChunks;
   device::Bytes8* const statistics = a.statistics + head.index * padded_rows(a.sizes);
-  ATTAMBA_UNROLL
+#pragma unroll
   for (int r = 0; r < 16; r += kWarp / kChunks) {
     const int own = r + lane / kChunks;
     const bool exists = row + own < a.sizes.rows;
@@ -46,12 +46,12 @@ ATTAMBA_DEVICE void compute_deltas(float* deltas, const bf16* tile, const Backwa
     if (exists && chunk * 8 < a.sizes.d) {
       const auto out = device::Pack<bf16>::read(a.out + query * a.sizes.d + chunk * 8);
       const auto dout = device::Pack<bf16>::read(tile + in_tile<kD>(own, chunk));
-      ATTAMBA_UNROLL
+#pragma unroll
       for (int i = 0; i < 8; ++i) {
         delta += out.value[i] * dout.value[i];
       }
     }
-    ATTAMBA_UNROLL
+#pragma unroll
     for (int mask = kChunks / 2; mask > 0; mask /= 2) {
       delta += device::shuffle_xor(delta, mask);
     }
@@ -70,22 +70,22 @@ ATTAMBA_DEVICE void add_to_dq(float (&dq)[kD / 8][4], const std::uint32_t (&q)[k
                               const std::uint32_t (&dout)[kD / 16][4], const bf16* k, const bf16* v, int first,
                               const WarpKeys& keys, float scale_log2, const float (&lse)[2], const float (&delta)[2]) {
   const int column = device::lane_index() % 4 * 2;
-  ATTAMBA_UNROLL
+#pragma unroll 1
   for (int j = 0; j < kKeys / 16; ++j) {
     const int from = first + 16 * j;
     if (!keys.see_any(from, from + 16)) {
       continue;
     }
     float s[2][4] = {}, dp[2][4] = {};
-    ATTAMBA_UNROLL
+#pragma unroll
     for (int step = 0; step < kD / 16; ++step) {
       multiply_rows<kD>(s, q[step], k, 16 * j, step);
       multiply_rows<kD>(dp, dout[step], v, 16 * j, step);
     }
     const bool masked = !keys.see_all(from, from + 16);
-    ATTAMBA_UNROLL
+#pragma unroll
     for (int i = 0; i < 2; ++i) {
-      ATTAMBA_UNROLL
+#pragma unroll
       for (int e = 0; e < 4; ++e) {
         const int key = from + 8 * i + column + e % 2, r = e / 2;
         const float p = device::exp2_fast(device::fused_multiply_add(s[i][e], scale_log2, -lse[r]));
@@ -131,13 +131,13 @@ query_tiles_kernel(const Backward<bf16> a, const int tiles) {
   compute_deltas<kD>(deltas, own_dout, a, head, warp_row);
   device::sync_warp();
   std::uint32_t q[kD / 16][4], dout[kD / 16][4];
-  ATTAMBA_UNROLL
+#pragma unroll
   for (int step = 0; step < kD / 16; ++step) {
     load_a<kD>(q[step], own_q, 0, step);
     load_a<kD>(dout[step], own_dout, 0, step);
   }
   float lse[2], delta[2], dq[kD / 8][4] = {};
-  ATTAMBA_UNROLL
+#pragma unroll
   for (int r = 0; r < 2; ++r) {
     const int own = device::lane_index() / 4 + 8 * r;
     lse[r] = warp_row + own < a.sizes.rows ? load(a.lse + head.query(a.sizes, warp_row + own)) * kLog2E : 0;
@@ -184,7 +184,7 @@ struct OwnRows {
 
   ATTAMBA_DEVICE explicit OwnRows(const bf16* own_tile) : tile(own_tile) {
     if constexpr (kKeep) {
-      ATTAMBA_UNROLL
+#pragma unroll
       for (int step = 0; step < kD / 16; ++step) {
         load_a<kD>(kept[step], tile, 0, step);
       }
@@ -229,24 +229,25 @@ ATTAMBA_DEVICE void add_to_dk_dv(float (&dk)[kD / 8][4], float (&dv)[kD / 8][4],
                                  float scale_log2) {
   const int column = device::lane_index() % 4 * 2;
   const bf16* const dout = q + kRows * kD;
-  ATTAMBA_UNROLL
+#pragma unroll 1
   for (int j = 0; j < kRows / 16; ++j) {
     const int from = first + 16 * j;
     if (!rows.any_sees(from, from + 16)) {
       continue;
     }
     float p[2][4] = {}, ds[2][4] = {};
-    ATTAMBA_UNROLL
+    [[maybe_unused]] constexpr int kTimes = kKeep ? kD / 16 : 2;
+#pragma unroll kTimes
     for (int step = 0; step < kD / 16; ++step) {
       k.multiply(p, q, 16 * j, step);
       v.multiply(ds, dout, 16 * j, step);
     }
     const bool masked = !rows.all_see(from, from + 16);
-    ATTAMBA_UNROLL
+#pragma unroll
     for (int i = 0; i < 2; ++i) {
       const device::Bytes8* const pair = statistics + 16 * j + 8 * i + column;
       const auto both = std::bit_cast<StatisticPair>(load(reinterpret_cast<const device::Bytes16*>(pair)));
-      ATTAMBA_UNROLL
+#pragma unroll
       for (int e = 0; e < 4; ++e) {
         const int row = from + 8 * i + column + e % 2, r = e / 2;
         const bool seen = !masked || (row >= rows.thread[r].begin && row < rows.thread[r].end);
@@ -267,10 +268,10 @@ ATTAMBA_DEVICE void add_to_dk_dv(float (&dk)[kD / 8][4], float (&dv)[kD / 8][4],
 template <int kD, class PlaceOf>
 ATTAMBA_DEVICE void add_rows_to(bf16* to, const float (&value)[kD / 8][4], float factor, int d, const PlaceOf& place_of) {
   const int g = device::lane_index() / 4, column = device::lane_index() % 4 * 2;
-  ATTAMBA_UNROLL
+#pragma unroll
   for (int r = 0; r < 2; ++r) {
     const Place place = place_of(g + 8 * r);
-    ATTAMBA_UNROLL
+#pragma unroll
     for (int i = 0; i < kD / 8; ++i) {
       if (place.exists && 8 * i < d) {
         auto* const both = reinterpret_cast<std::uint32_t*>(to + place.element + 8 * i + column);
@@ -287,7 +288,9 @@ template <int kD>
 ATTAMBA_KERNEL(KeyPlan<kD>::kThreads, KeyPlan<kD>::kBlocks)
 key_tiles_kernel(const Backward<bf16> a, const bool compact, const int tiles) {
   using Plan = KeyPlan<kD>;
-  const Head head(a.sizes, device::block_x() / tiles);
+  // The local keys' launch starts with the heads that the queries' launch ended with: their rows are still in cache.
+  const int heads = a.sizes.sequences * a.sizes.kv_heads, index = device::block_x() / tiles;
+  const Head head(a.sizes, compact ? index : heads - 1 - index);
   const int own_first = head.first_token + device::block_x() % tiles * Plan::kKeys;
   const int own_end = compact ? load(a.table.key_end + head.first_token + a.sizes.n - 1) : head.first_token + a.sizes.n;
   const int count = own_end - own_first < Plan::kKeys ? own_end - own_first : Plan::kKeys;
@@ -303,8 +306,8 @@ key_tiles_kernel(const Backward<bf16> a, const bool compact, const int tiles) {
   int* const ends = begins + Plan::kKeys;
 
   const auto place_of_key = [&](int key) {
-    const int index = own_first + (key < count ? key : 0);
-    return Place{head.key_element(a.sizes, compact ? load(a.table.ends + index) : index), key < count};
+    const int which = own_first + (key < count ? key : 0);
+    return Place{head.key_element(a.sizes, compact ? load(a.table.ends + which) : which), key < count};
   };
   copy_rows<kD, Plan::kKeys, Plan::kThreads>(k_tile, a.k, a.sizes.d, [&](int, int row) { return place_of_key(row); });
   copy_rows<kD, Plan::kKeys, Plan::kThreads>(v_tile, a.v, a.sizes.d, [&](int, int row) { return place_of_key(row); });
@@ -383,15 +386,24 @@ void attention_backward(const Launch& launch, const Tensor& dq, const Tensor& dk
   const auto count = static_cast<std::size_t>(sizes.blocks(padded_rows(sizes)));
   auto* const statistics = scratch.take<device::Bytes8>(count);
   const auto arguments = [&]<class T>() {
-    return Backward<T>{data_of<T>(dq), data_of<T>(dk), data_of<T>(dv), data_of<T>(dout), data_of<T>(out), data_of<float>(lse),
-                       data_of<T>(q),  data_of<T>(k),  data_of<T>(v),  statistics,       sizes,           Table(table)};
+    return Backward<T>{elements_of<T>(dq),
+                       elements_of<T>(dk),
+                       elements_of<T>(dv),
+                       elements_of<T>(dout),
+                       elements_of<T>(out),
+                       elements_of<float>(lse),
+                       elements_of<T>(q),
+                       elements_of<T>(k),
+                       elements_of<T>(v),
+                       statistics,
+                       sizes,
+                       Table(table)};
   };
-  if (q.dtype() == DType::float32) {
-    attention_backward_by_rows(launch, arguments.template operator()<float>());
-  } else if (!fits_tiles(q.type)) {
-    attention_backward_by_rows(launch, arguments.template operator()<bf16>());
-  } else {
+  if (fits_tiles(q.type)) {
     dispatch_width(sizes.d, [&]<int kD>() { backward_by_tiles<kD>(launch, arguments.template operator()<bf16>()); });
+  } else {
+    dispatch_compute(q.dtype(), "attention_backward",
+                     [&]<class T>() { attention_backward_by_rows(launch, arguments.template operator()<T>()); });
   }
 }
 

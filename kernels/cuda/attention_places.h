@@ -9,6 +9,7 @@
 #include <cmath>
 
 #include "kernels/attention_checks.h"
+#include "kernels/cuda/arguments.h"
 #include "kernels/cuda/launch_kernel.h"
 #include "kernels/device/block.h"
 
@@ -30,8 +31,7 @@ struct Sizes {
 
   Sizes(const TensorType& q, const TensorType& k, std::int64_t sequence_length) {
     check_attention_shapes(q, k, sequence_length);
-    require<UsageError>(q.dtype == DType::float32 || q.dtype == DType::bfloat16,
-                        "attention: the CUDA kernels compute in float32 or bfloat16, not in ", name_of(q.dtype));
+    dispatch_compute(q.dtype, "attention", []<class T>() {});
     require<UsageError>(q.shape[2] <= kMaxHeadSize, "attention: head size ", q.shape[2], ", CUDA kernels reach ", kMaxHeadSize);
     require<UsageError>(q.shape.rows() < (std::int64_t{1} << 31) && q.shape[1] * q.shape[2] < (std::int64_t{1} << 31),
                         "attention: q ", q, " has 2^31 rows, or elements of a token, or more");
@@ -161,11 +161,6 @@ struct Backward {
   Sizes sizes;
   Table table;
 };
-
-template <class T>
-T* data_of(const Tensor& tensor) {
-  return static_cast<T*>(tensor.data);
-}
 
 /// Whether the tensor core kernels take this problem; the others go to those that give a row to a warp.
 inline bool fits_tiles(const TensorType& q) {

@@ -7,27 +7,21 @@
 
 #include "kernels/cuda/attention_places.h"
 
-// Arrays stay in registers only when every index is a constant.
-#ifdef __CUDACC__
-#define ATTAMBA_UNROLL _Pragma("unroll")
-#else
-#define ATTAMBA_UNROLL
-#endif
-
 namespace attamba::kernels::cuda::attention_parts {
 
-/// Where chunk `chunk` (eight elements) of row `row` lies in a tile.
+/// Where chunk even + odd of row `row` lies in a tile. In products `even` is a constant, 2 step, and `odd` 0 or 1 by lane: then
+/// all steps share a few addresses.
 template <int kD>
-ATTAMBA_DEVICE int in_tile(int row, int chunk) {
+ATTAMBA_DEVICE int in_tile(int row, int even, int odd = 0) {
   const int turn = kD >= 64 ? row & 7 : row >> 1 & 3;
-  return row * kD + 8 * (chunk ^ turn);
+  return row * kD + 8 * ((even & ~7) + ((even & 7) ^ odd ^ turn));
 }
 
 /// A operand: tile rows [row, row + 16), columns [16 step, 16 step + 16).
 template <int kD>
 ATTAMBA_DEVICE void load_a(std::uint32_t (&a)[4], const bf16* tile, int row, int step) {
   const int lane = device::lane_index();
-  device::load_matrix_x4(a, tile + in_tile<kD>(row + lane % 16, 2 * step + lane / 16));
+  device::load_matrix_x4(a, tile + in_tile<kD>(row + lane % 16, 2 * step, lane / 16));
 }
 
 /// sum[i] += a b, a [16, 16], b = the transpose of tile rows [row + 8i, row + 8i + 8), columns [16 step, 16 step + 16).
@@ -35,7 +29,7 @@ template <int kD>
 ATTAMBA_DEVICE void multiply_rows(float (&sum)[2][4], const std::uint32_t (&a)[4], const bf16* tile, int row, int step) {
   const int lane = device::lane_index();
   std::uint32_t b[4];
-  device::load_matrix_x4(b, tile + in_tile<kD>(row + lane / 16 * 8 + lane % 8, 2 * step + lane / 8 % 2));
+  device::load_matrix_x4(b, tile + in_tile<kD>(row + lane / 16 * 8 + lane % 8, 2 * step, lane / 8 % 2));
   device::mma_16x8x16(sum[0], a, {b[0], b[1]});
   device::mma_16x8x16(sum[1], a, {b[2], b[3]});
 }
@@ -44,10 +38,10 @@ ATTAMBA_DEVICE void multiply_rows(float (&sum)[2][4], const std::uint32_t (&a)[4
 template <int kD>
 ATTAMBA_DEVICE void multiply_columns(float (&sum)[kD / 8][4], const std::uint32_t (&a)[4], const bf16* tile, int row) {
   const int lane = device::lane_index();
-  ATTAMBA_UNROLL
+#pragma unroll
   for (int step = 0; step < kD / 16; ++step) {
     std::uint32_t b[4];
-    device::load_matrix_x4_transposed(b, tile + in_tile<kD>(row + lane % 16, 2 * step + lane / 16));
+    device::load_matrix_x4_transposed(b, tile + in_tile<kD>(row + lane % 16, 2 * step, lane / 16));
     device::mma_16x8x16(sum[2 * step], a, {b[0], b[1]});
     device::mma_16x8x16(sum[2 * step + 1], a, {b[2], b[3]});
   }
@@ -88,7 +82,7 @@ template <int kD, int kRows, int kThreads, class PlaceOf>
 ATTAMBA_DEVICE void copy_rows(bf16* tile, const bf16* from, int d, const PlaceOf& place_of) {
   using Plan = CopyPlan<kD, kThreads>;
   const int chunk = Plan::chunk();
-  ATTAMBA_UNROLL
+#pragma unroll
   for (int pass = 0; pass < Plan::passes(kRows); ++pass) {
     const int row = Plan::row(pass);
     if (kRows % Plan::kStep == 0 || row < kRows) {
@@ -105,7 +99,7 @@ ATTAMBA_DEVICE void write_rows(bf16* to, bf16* tile, const float (&value)[kD / 8
                                const PlaceOf& place_of) {
   const int lane = device::lane_index(), g = lane / 4, q = lane % 4;
   device::sync_warp();  // the tile's readers are done
-  ATTAMBA_UNROLL
+#pragma unroll
   for (int i = 0; i < kD / 8; ++i) {
     auto* row0 = reinterpret_cast<std::uint32_t*>(tile + in_tile<kD>(g, i));
     auto* row1 = reinterpret_cast<std::uint32_t*>(tile + in_tile<kD>(g + 8, i));
@@ -115,7 +109,7 @@ ATTAMBA_DEVICE void write_rows(bf16* to, bf16* tile, const float (&value)[kD / 8
   device::sync_warp();
   constexpr int kChunks = kD / 8;
   const int chunk = lane % kChunks;
-  ATTAMBA_UNROLL
+#pragma unroll
   for (int row = lane / kChunks; row < 16; row += kWarp / kChunks) {
     const Place place = place_of(row);
     if (place.exists && chunk * 8 < d) {
@@ -152,7 +146,7 @@ class KeyCopier {
   ATTAMBA_DEVICE void look_up(const KeyTiles<kKeys>& keys, int tile, const Table& table) {
     const int first = keys.first(tile), end = keys.end(tile);
     const bool compact = keys.is_compact(tile);
-    ATTAMBA_UNROLL
+#pragma unroll
     for (int pass = 0; pass < Plan::passes(kKeys); ++pass) {
       const int key = first + Plan::row(pass);
       exists_[pass] = key < end;
@@ -179,13 +173,15 @@ struct WarpKeys {
 
   /// Rows from `row` on; beyond the last one they count as that one.
   ATTAMBA_DEVICE WarpKeys(const Sizes& sizes, const Table& table, const Head& head, bool compact, int row) {
+    const int own = row + device::lane_index() % 16, g = device::lane_index() / 4;
+    const Range of_own = keys_of(table, compact, head.token(sizes, own < sizes.rows ? own : sizes.rows - 1));
     const auto keys_of_row = [&](int r) {
-      return keys_of(table, compact, head.token(sizes, r < sizes.rows ? r : sizes.rows - 1));
+      return Range{static_cast<int>(device::shuffle(static_cast<std::uint32_t>(of_own.begin), r)),
+                   static_cast<int>(device::shuffle(static_cast<std::uint32_t>(of_own.end), r))};
     };
-    const int g = device::lane_index() / 4;
-    thread[0] = keys_of_row(row + g);
-    thread[1] = keys_of_row(row + g + 8);
-    const Range first = keys_of_row(row), last = keys_of_row(row + 15);
+    thread[0] = keys_of_row(g);
+    thread[1] = keys_of_row(g + 8);
+    const Range first = keys_of_row(0), last = keys_of_row(15);
     any = {first.begin, last.end};
     all = {last.begin, first.end};
   }

@@ -4,7 +4,6 @@
 #include <chrono>
 #include <compare>
 #include <cstdio>
-#include <fstream>
 #include <iostream>
 #include <limits>
 #include <map>
@@ -390,14 +389,14 @@ void bench_matmul(const BenchMatmulOptions& options) {
     report.add(product, use, measure(product, options.repeats));
   }
   report.finish(loss.found ? measure_loss(loss, options.repeats) : 0);
-  if (!options.json.empty()) {
-    std::ofstream out(options.json);
-    out << report.json().dump(1) << '\n';
-    require(static_cast<bool>(out), options.json, ": cannot be written");
-  }
+  write_json(options.json, report.json());
 }
 
 }  // namespace
+
+std::string matmul_formula(const Program::Step& step) {
+  return step.op->name() == "matmul" ? product_of_matmul(step).formula() : std::string();
+}
 
 void add_bench_matmul_command(CLI::App& bench) {
   auto options = std::make_shared<BenchMatmulOptions>();

@@ -84,6 +84,15 @@ class AdamW final : public InPlaceOp {
     }
     return indices;
   }
+  /// Copies of compute type are written only.
+  std::size_t traffic(std::span<const TensorType> in, std::span<const TensorType> out) const override {
+    std::size_t bytes = Op::traffic(in, out), next = 2;
+    for (const bool has_compute : has_compute_) {
+      bytes -= has_compute ? in[next].bytes() : 0;
+      next += has_compute ? 5 : 4;
+    }
+    return bytes;
+  }
 
  private:
   std::vector<bool> has_compute_;

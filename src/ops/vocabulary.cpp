@@ -1,3 +1,5 @@
+#include <algorithm>
+
 #include "src/ops/ops.h"
 
 namespace attamba::ops {
@@ -16,6 +18,11 @@ class EmbeddingBackward final : public Op {
     kernels::on(launch).embedding_backward(launch, in[2], in[0], in[1]);
   }
   std::vector<int> mutated() const override { return {2}; }
+  /// Each row of dout goes to one row of the table, which is read and written.
+  std::size_t traffic(std::span<const TensorType> in, std::span<const TensorType>) const override {
+    const std::int64_t elements = std::min(in[0].shape.elements(), in[2].shape.elements());
+    return in[0].bytes() + in[1].bytes() + 2 * static_cast<std::size_t>(elements) * size_of(in[2].dtype);
+  }
 };
 
 /// Inputs: table, tokens.
@@ -29,6 +36,10 @@ class Embedding final : public Op {
   }
   void run(const Launch& launch, std::span<const Tensor> in, std::span<const Tensor> out) const override {
     kernels::on(launch).embedding(launch, out[0], in[0], in[1]);
+  }
+  /// Rows of the table that no token asks for stay unread.
+  std::size_t traffic(std::span<const TensorType> in, std::span<const TensorType> out) const override {
+    return std::min(in[0].bytes(), out[0].bytes()) + in[1].bytes() + out[0].bytes();
   }
   void vjp(VjpContext& context) const override {
     context.tape().emit(std::make_shared<EmbeddingBackward>(),

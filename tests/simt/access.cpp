@@ -14,6 +14,8 @@ const char* name_of(Access access) {
   return kNames[static_cast<std::size_t>(access)];
 }
 
+Registry& allocations = registry();
+
 std::uintptr_t address_of(const void* p) {
   return reinterpret_cast<std::uintptr_t>(p);
 }
@@ -36,58 +38,61 @@ std::uintptr_t address_of(const void* p) {
   }
 }
 
-Finding note(Shadow& shadow, Access access, std::size_t offset, std::size_t bytes, const Now& now) {
-  switch (access) {
-    case Access::load:
-      return shadow.load(offset, bytes, now);
-    case Access::atomic:
-      return shadow.atomic(offset, bytes, now);
-    case Access::copy:
-      return shadow.store(offset, bytes, now, kInFlight);
-    default:
-      return shadow.store(offset, bytes, now);
+template <Access kAccess>
+bool note(Shadow& shadow, std::size_t offset, std::size_t bytes, const Now& now, Finding& finding) {
+  if constexpr (kAccess == Access::load) {
+    return shadow.load(offset, bytes, now, finding);
+  } else if constexpr (kAccess == Access::atomic) {
+    return shadow.atomic(offset, bytes, now, finding);
+  } else {
+    return shadow.store(offset, bytes, now, kAccess == Access::copy ? kInFlight : 0, finding);
   }
 }
 
+[[noreturn]] void fail_address(const Thread& thread, const Site& site, Access access, std::uintptr_t address,
+                               std::size_t bytes) {
+  const std::string what = concat(name_of(access), " of ", bytes, " bytes at ");
+  const std::size_t offset = address - address_of(machine.shared());
+  const bool aligned = (address & (bytes - 1)) == 0;
+  if (offset >= kMostShared) {
+    machine.fail(thread, &site, what, registry().describe(address, bytes), aligned ? "" : ": misaligned");
+  }
+  machine.fail(thread, &site, what, "offset ", offset, " of shared memory: ",
+               aligned ? concat("out of bounds, the block has ", machine.grid().shared_bytes, " bytes") : "misaligned");
+}
+
 /// Checks an access and notes it. True for shared memory.
-bool check(Thread& thread, Access access, const void* p, std::size_t bytes, const Site& site) {
+template <Access kAccess>
+bool check(Thread& thread, const void* p, std::size_t bytes, const Site& site) {
   const std::uintptr_t address = address_of(p);
   const std::size_t offset = address - address_of(machine.shared());
-  if ((address & (bytes - 1)) != 0) [[unlikely]] {
-    machine.fail(thread, &site, name_of(access), " of ", bytes, " bytes at ",
-                 offset < kMostShared ? concat("offset ", offset, " of shared memory") : registry().describe(address, bytes),
-                 ": misaligned");
-  }
-  if (offset < kMostShared) {
-    if (offset + bytes > machine.grid().shared_bytes) [[unlikely]] {
-      machine.fail(thread, &site, name_of(access), " of ", bytes, " bytes at offset ", offset,
-                   " of shared memory: out of bounds, the block has ", machine.grid().shared_bytes, " bytes");
+  const bool shared = offset < kMostShared, aligned = (address & (bytes - 1)) == 0;
+  Finding finding;
+  if (shared) {
+    if (!aligned || offset + bytes > machine.grid().shared_bytes) [[unlikely]] {
+      fail_address(thread, site, kAccess, address, bytes);
     }
-    if (machine.checks()) {
-      const Finding finding = note(machine.shared_shadow(), access, offset, bytes, machine.now(thread, true));
-      if (finding.verdict != Verdict::fine) [[unlikely]] {
-        fail_finding(thread, site, access, concat("offset ", offset, " of shared memory"), bytes, finding);
-      }
+    if (machine.checks() && !note<kAccess>(machine.shared_shadow(), offset, bytes, machine.now(thread, true), finding))
+        [[unlikely]] {
+      fail_finding(thread, site, kAccess, concat("offset ", offset, " of shared memory"), bytes, finding);
     }
-    return true;
-  }
-  Allocation* allocation = registry().find(address);
-  if (allocation == nullptr || !allocation->contains(address, bytes)) [[unlikely]] {
-    machine.fail(thread, &site, name_of(access), " of ", bytes, " bytes at ", registry().describe(address, bytes));
-  }
-  if (machine.checks()) {
-    const Finding finding = note(allocation->shadow, access, address - allocation->begin, bytes, machine.now(thread, false));
-    if (finding.verdict != Verdict::fine) [[unlikely]] {
-      fail_finding(thread, site, access, registry().describe(address, bytes), bytes, finding);
+  } else {
+    Allocation* allocation = allocations.find(address);
+    if (!aligned || allocation == nullptr || !allocation->contains(address, bytes)) [[unlikely]] {
+      fail_address(thread, site, kAccess, address, bytes);
+    }
+    if (machine.checks() && !note<kAccess>(allocation->shadow, address - allocation->begin, bytes, machine.now(thread, false),
+                                           finding)) [[unlikely]] {
+      fail_finding(thread, site, kAccess, registry().describe(address, bytes), bytes, finding);
     }
   }
-  return false;
+  return shared;
 }
 
 template <class T>
 T atomic_add(T* p, T value, const Site& site) {
   Thread& thread = machine.current();
-  check(thread, Access::atomic, p, sizeof(T), site);
+  check<Access::atomic>(thread, p, sizeof(T), site);
   ++machine.counters().atomics;
   machine.atomic_done();
   const T old = *p;
@@ -105,7 +110,7 @@ void land(const Thread& thread, const AsyncCopy& copy) {
 }  // namespace
 
 void check_row(Thread& thread, const void* row, const Site& site) {
-  if (!check(thread, Access::load, row, 16, site)) [[unlikely]] {
+  if (!check<Access::load>(thread, row, 16, site)) [[unlikely]] {
     machine.fail(thread, &site, "load_matrix: the row at ", row, " is not in shared memory");
   }
 }
@@ -140,12 +145,12 @@ std::byte* dynamic_shared() {
 }
 
 void check_load(const void* p, std::size_t bytes, Site site) {
-  const bool shared = simt::check(machine.current(), simt::Access::load, p, bytes, site);
+  const bool shared = simt::check<simt::Access::load>(machine.current(), p, bytes, site);
   (shared ? machine.counters().shared_loaded : machine.counters().global_loaded) += static_cast<std::int64_t>(bytes);
 }
 
 void check_store(void* p, std::size_t bytes, Site site) {
-  const bool shared = simt::check(machine.current(), simt::Access::store, p, bytes, site);
+  const bool shared = simt::check<simt::Access::store>(machine.current(), p, bytes, site);
   (shared ? machine.counters().shared_stored : machine.counters().global_stored) += static_cast<std::int64_t>(bytes);
 }
 
@@ -165,13 +170,13 @@ void copy_async_16(void* shared, const void* global, bool valid, Site site) {
   copy.site = site;
   copy.group = thread.commits;
   if (valid) {
-    if (simt::check(thread, simt::Access::load, global, 16, site)) {
+    if (simt::check<simt::Access::load>(thread, global, 16, site)) {
       machine.fail(thread, &site, "copy_async_16: the source ", global, " is in shared memory");
     }
     std::memcpy(&copy.bytes, global, sizeof(copy.bytes));
     machine.counters().copied_async += 16;
   }
-  if (!simt::check(thread, simt::Access::copy, shared, 16, site)) {
+  if (!simt::check<simt::Access::copy>(thread, shared, 16, site)) {
     machine.fail(thread, &site, "copy_async_16: the destination ", shared, " is not in shared memory");
   }
   copy.to = static_cast<std::uint32_t>(static_cast<std::byte*>(shared) - machine.shared());

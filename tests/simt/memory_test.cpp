@@ -119,12 +119,14 @@ TEST(EmulatedMemory, HalvesOfAWordAreTwoPlaces) {
 TEST(EmulatedMemory, ContentsOutliveTheCountOfTimes) {
   Shadow shadow(64);
   const Now late{kEpochs / 2 << kEpochShift, kEpochs / 2 << kEpochShift, kEpochs / 2 << kEpochShift, false};
-  EXPECT_EQ(shadow.store(0, 16, late).verdict, Verdict::fine);
+  Finding finding;
+  EXPECT_TRUE(shadow.store(0, 16, late, 0, finding));
   shadow.forget_times();
   const Now early{Stamp{2} << kEpochShift, Stamp{2} << kEpochShift, Stamp{2} << kEpochShift, false};
-  EXPECT_EQ(shadow.load(8, 4, early).verdict, Verdict::fine);
-  EXPECT_EQ(shadow.load(16, 4, early).verdict, Verdict::unwritten);
-  EXPECT_EQ(shadow.store(8, 4, early).verdict, Verdict::fine);
+  EXPECT_TRUE(shadow.load(8, 4, early, finding));
+  EXPECT_FALSE(shadow.load(16, 4, early, finding));
+  EXPECT_EQ(finding.verdict, Verdict::unwritten);
+  EXPECT_TRUE(shadow.store(8, 4, early, 0, finding));
 }
 
 }  // namespace

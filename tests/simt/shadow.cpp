@@ -7,10 +7,6 @@ namespace attamba::simt {
 
 namespace {
 
-bool warps_differ(Stamp a, Stamp b) {
-  return ((a ^ b) & kThreadMask) >= 32;
-}
-
 /// Whether an earlier access and the present one, at least one of which writes, are in no order.
 Verdict unordered(Stamp other, const Now& now) {
   if (other < now.launch_first) {
@@ -34,29 +30,6 @@ Verdict unordered(Stamp other, const Now& now) {
   return (other & kSeveralLanes) != 0 || thread_of(other) != thread_of(now.stamp) ? Verdict::race : Verdict::fine;
 }
 
-/// The stamp of accesses that do not exclude each other, after one more. Exact: of several warps, one is unordered with any
-/// writer, and of one warp only the latest warp epoch matters.
-Stamp merged(Stamp others, const Now& now) {
-  if (others < now.launch_first) {
-    return now.stamp;
-  }
-  if (others < now.block_first) {
-    return now.stamp | kOtherBlocks;
-  }
-  Stamp stamp = now.stamp | (others & kOtherBlocks);
-  if (epoch_of(others) != epoch_of(stamp)) {
-    return stamp;
-  }
-  stamp |= others & (kAtomic | kSeveralWarps);
-  if (warps_differ(others, stamp)) {
-    return stamp | kSeveralWarps;
-  }
-  if ((others & kWarpEpochMask) != (stamp & kWarpEpochMask)) {
-    return stamp;
-  }
-  return stamp | (others & kSeveralLanes) | (thread_of(others) != thread_of(stamp) ? kSeveralLanes : 0);
-}
-
 bool unwritten(Stamp write, const Now& now) {
   return now.shared ? write < now.block_first : write == kUnwritten;
 }
@@ -67,76 +40,60 @@ bool in_flight(Stamp write, const Now& now) {
 
 }  // namespace
 
-Finding Shadow::load(std::size_t offset, std::size_t bytes, const Now& now) {
-  const auto [begin, end] = cells(offset, bytes);
-  for (Cell* cell = begin; cell != end; ++cell) {
-    const Stamp write = cell->write, read = cell->read;
-    if (unwritten(write, now)) [[unlikely]] {
-      return {Verdict::unwritten};
-    }
-    if (write >= now.launch_first) {
-      if (in_flight(write, now)) [[unlikely]] {
-        return {Verdict::in_flight, write};
-      }
-      if (const Verdict verdict = unordered(write, now); verdict != Verdict::fine) [[unlikely]] {
-        return {verdict, write};
-      }
-    }
-    if (read != now.stamp) {
-      if ((read & kAtomic) != 0) [[unlikely]] {
-        if (const Verdict verdict = unordered(read, now); verdict != Verdict::fine) {
-          return {verdict, read};
-        }
-      }
-      cell->read = merged(read, now);
+bool Shadow::load_cell(Cell& cell, const Now& now, Finding& finding) {
+  if (unwritten(cell.write, now)) {
+    finding = {Verdict::unwritten};
+    return false;
+  }
+  if (in_flight(cell.write, now)) {
+    finding = {Verdict::in_flight, cell.write};
+    return false;
+  }
+  if (const Verdict verdict = unordered(cell.write, now); verdict != Verdict::fine) {
+    finding = {verdict, cell.write};
+    return false;
+  }
+  if ((cell.read & kAtomic) != 0) {
+    if (const Verdict verdict = unordered(cell.read, now); verdict != Verdict::fine) {
+      finding = {verdict, cell.read};
+      return false;
     }
   }
-  return {};
+  cell.read = merged(cell.read, now);
+  return true;
 }
 
-Finding Shadow::store(std::size_t offset, std::size_t bytes, const Now& now, Stamp flags) {
-  const auto [begin, end] = cells(offset, bytes);
-  for (Cell* cell = begin; cell != end; ++cell) {
-    const Stamp write = cell->write, read = cell->read;
-    if (write >= now.launch_first) {
-      if (in_flight(write, now)) [[unlikely]] {
-        return {Verdict::in_flight, write};
-      }
-      if (const Verdict verdict = unordered(write, now); verdict != Verdict::fine) [[unlikely]] {
-        return {verdict, write};
-      }
-    }
-    if (read >= now.launch_first) {
-      if (const Verdict verdict = unordered(read, now); verdict != Verdict::fine) [[unlikely]] {
-        return {verdict, read, (read & kAtomic) == 0};
-      }
-    }
-    cell->write = now.stamp | flags;
+bool Shadow::may_store(const Cell& cell, const Now& now, Finding& finding) {
+  if (in_flight(cell.write, now)) {
+    finding = {Verdict::in_flight, cell.write};
+    return false;
   }
-  return {};
+  if (const Verdict verdict = unordered(cell.write, now); verdict != Verdict::fine) {
+    finding = {verdict, cell.write};
+    return false;
+  }
+  if (const Verdict verdict = unordered(cell.read, now); verdict != Verdict::fine) {
+    finding = {verdict, cell.read, (cell.read & kAtomic) == 0};
+    return false;
+  }
+  return true;
 }
 
-Finding Shadow::atomic(std::size_t offset, std::size_t bytes, const Now& now) {
+bool Shadow::atomic(std::size_t offset, std::size_t bytes, const Now& now, Finding& finding) {
   const auto [begin, end] = cells(offset, bytes);
   for (Cell* cell = begin; cell != end; ++cell) {
-    const Stamp write = cell->write, read = cell->read;
-    if (unwritten(write, now)) [[unlikely]] {
-      return {Verdict::unwritten};
+    if (unwritten(cell->write, now)) {
+      finding = {Verdict::unwritten};
+      return false;
     }
-    if (in_flight(write, now)) [[unlikely]] {
-      return {Verdict::in_flight, write};
+    Cell others = *cell;
+    others.read = (others.read & kAtomic) != 0 ? 0 : others.read;
+    if (!may_store(others, now, finding)) {
+      return false;
     }
-    if (const Verdict verdict = unordered(write, now); verdict != Verdict::fine) [[unlikely]] {
-      return {verdict, write};
-    }
-    if ((read & kAtomic) == 0) {
-      if (const Verdict verdict = unordered(read, now); verdict != Verdict::fine) [[unlikely]] {
-        return {verdict, read, true};
-      }
-    }
-    cell->read = merged(read, now) | kAtomic;
+    cell->read = merged(cell->read, now) | kAtomic;
   }
-  return {};
+  return true;
 }
 
 void Shadow::refine(Page& page, std::size_t bytes) {

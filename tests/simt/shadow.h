@@ -38,6 +38,8 @@ inline std::uint64_t epoch_of(Stamp stamp) {
 struct Now {
   Stamp stamp, block_first, launch_first;
   bool shared;
+
+  Stamp epoch_first() const { return stamp >> kEpochShift << kEpochShift; }
 };
 
 enum class Verdict : std::uint8_t { fine, unwritten, in_flight, race, race_between_blocks };
@@ -52,16 +54,68 @@ struct Finding {
 bool ordered_between_blocks(Stamp other, bool atomic);
 bool knows_other_blocks();
 
+inline bool warps_differ(Stamp a, Stamp b) {
+  return ((a ^ b) & kThreadMask) >= 32;
+}
+
+/// The stamp of accesses that do not exclude each other, after one more. Exact: of several warps, one is unordered with any
+/// writer, and of one warp only the latest warp epoch matters.
+inline Stamp merged(Stamp others, const Now& now) {
+  if (others < now.launch_first) {
+    return now.stamp;
+  }
+  if (others < now.block_first) {
+    return now.stamp | kOtherBlocks;
+  }
+  if (others >= now.epoch_first() && (others & kSeveralWarps) != 0) {
+    return others;
+  }
+  Stamp stamp = now.stamp | (others & kOtherBlocks);
+  if (epoch_of(others) != epoch_of(stamp)) {
+    return stamp;
+  }
+  stamp |= others & (kAtomic | kSeveralWarps);
+  if (warps_differ(others, stamp)) {
+    return stamp | kSeveralWarps;
+  }
+  if ((others & kWarpEpochMask) != (stamp & kWarpEpochMask)) {
+    return stamp;
+  }
+  return stamp | (others & kSeveralLanes) | (thread_of(others) != thread_of(stamp) ? kSeveralLanes : 0);
+}
+
 /// One piece of memory. Pages start with a cell per 16 bytes and get finer cells where smaller accesses touch them, so wide
 /// accesses stay cheap and no two locations ever share a cell.
 class Shadow {
  public:
   explicit Shadow(std::size_t bytes) : pages_((bytes + kPage - 1) / kPage) {}
 
-  /// Accesses of 1, 2, 4, 8 or 16 bytes, aligned to their size. Note the access when nothing is wrong with it.
-  Finding load(std::size_t offset, std::size_t bytes, const Now& now);
-  Finding store(std::size_t offset, std::size_t bytes, const Now& now, Stamp flags = 0);
-  Finding atomic(std::size_t offset, std::size_t bytes, const Now& now);
+  /// Accesses of 1, 2, 4, 8 or 16 bytes, aligned to their size. Each notes the access; false, with what was found, when
+  /// something is wrong with it.
+  bool load(std::size_t offset, std::size_t bytes, const Now& now, Finding& finding) {
+    const auto [begin, end] = cells(offset, bytes);
+    for (Cell* cell = begin; cell != end; ++cell) {
+      if (!plainly_loadable(cell->write, now) || (cell->read & kAtomic) != 0) [[unlikely]] {
+        if (!load_cell(*cell, now, finding)) {
+          return false;
+        }
+      } else if (cell->read != now.stamp) {
+        cell->read = merged(cell->read, now);
+      }
+    }
+    return true;
+  }
+  bool store(std::size_t offset, std::size_t bytes, const Now& now, Stamp flags, Finding& finding) {
+    const auto [begin, end] = cells(offset, bytes);
+    for (Cell* cell = begin; cell != end; ++cell) {
+      if (!(settled(cell->write, now) && settled(cell->read, now)) && !may_store(*cell, now, finding)) [[unlikely]] {
+        return false;
+      }
+      cell->write = now.stamp | flags;
+    }
+    return true;
+  }
+  bool atomic(std::size_t offset, std::size_t bytes, const Now& now, Finding& finding);
   /// Sets the last write of a range, whatever is there.
   void set_written(std::size_t offset, std::size_t bytes, Stamp stamp);
   /// Forgets when, but not whether memory was written: epochs start anew.
@@ -90,6 +144,17 @@ class Shadow {
     return {begin, begin + (bytes >> page.shift)};
   }
   void refine(Page& page, std::size_t bytes);
+  static bool load_cell(Cell& cell, const Now& now, Finding& finding);
+  static bool may_store(const Cell& cell, const Now& now, Finding& finding);
+
+  static bool before_barrier(Stamp stamp, const Now& now) {
+    return stamp - now.block_first < now.epoch_first() - now.block_first && (stamp & (kInFlight | kOtherBlocks)) == 0;
+  }
+  /// Of most accesses: what was done earlier was done in an earlier launch, or before a barrier of this block.
+  static bool plainly_loadable(Stamp write, const Now& now) {
+    return before_barrier(write, now) || (!now.shared && write - 1 < now.launch_first - 1);
+  }
+  static bool settled(Stamp stamp, const Now& now) { return stamp < now.launch_first || before_barrier(stamp, now); }
 
   std::vector<Page> pages_;
   std::vector<std::unique_ptr<Cell[]>> arena_;

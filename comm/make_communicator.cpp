@@ -2,6 +2,7 @@
 #include "comm/launch_environment.h"
 #include "comm/mpi_communicator.h"
 #include "comm/single_process.h"
+#include "comm/tcp_communicator.h"
 
 namespace attamba {
 
@@ -9,6 +10,9 @@ std::unique_ptr<Communicator> make_communicator() {
   const LaunchEnvironment launch = read_launch_environment();
   if (launch.mpi) {
     return std::make_unique<MpiCommunicator>(launch);
+  }
+  if (launch.tcp) {
+    return std::make_unique<TcpCommunicator>(*launch.tcp);
   }
   return std::make_unique<SingleProcess>();
 }

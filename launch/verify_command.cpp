@@ -1,4 +1,4 @@
-// attamba verify: this machine's results against golden files (SPEC 9).
+// attamba verify: this machine's results against golden files (docs/model.md, docs/numerics.md).
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <cstdio>

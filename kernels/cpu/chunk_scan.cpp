@@ -1,6 +1,7 @@
-// Chunked selective scan, forward (SPEC 3.3): convolution, SiLU, softplus, scan, skip, gate and norm in one pass over blocks
-// that stay in the cache. Chunks longer than a block take three: what each block adds to the state, the sum along each chunk,
-// and the pass over blocks with their entry states.
+// Chunked selective scan, forward (docs/model.md): convolution, SiLU, softplus, scan, skip, gate and norm in one pass over
+// blocks that stay in the cache. Chunks longer than a block take three: what each block adds to the state, the sum along each
+// chunk, and the pass over blocks with their entry states.
+#include "kernels/chunk_scan_checks.h"
 #include "kernels/cpu/chunk_scan_block.h"
 
 namespace attamba::kernels::cpu {
@@ -69,10 +70,9 @@ void forward(const Launch& launch, const Tensor& out, const Tensor& zxbcdt, cons
 
 void chunk_scan(const Launch& launch, const Tensor& out, const Tensor& zxbcdt, const ScanWeights& weights, const Tensor& starts,
                 const ScanShape& shape, double eps, std::int64_t sequence_length) {
-  check_input("chunk_scan", zxbcdt, starts, shape, sequence_length);
-  check_weights("chunk_scan", "weight", weights, shape, accumulator_of(zxbcdt.dtype()));
-  require(out.dtype() == zxbcdt.dtype() && out.elements() == zxbcdt.shape().rows() * shape.hidden, "chunk_scan: out ", out.type,
-          " does not fit zxbcdt ", zxbcdt.type);
+  check_scan_input("chunk_scan", zxbcdt, starts, shape, sequence_length);
+  check_scan_weights("chunk_scan", "weight", weights, shape, accumulator_of(zxbcdt.dtype()));
+  check_scan_rows("chunk_scan", "out", out, zxbcdt, shape.hidden);
   dispatch_floating(zxbcdt.dtype(), "chunk_scan",
                     [&]<class T>() { forward<T>(launch, out, zxbcdt, weights, starts, shape, eps, sequence_length); });
 }

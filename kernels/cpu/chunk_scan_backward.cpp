@@ -7,6 +7,7 @@
 //   d delta_s = sum_t dM[t, s] (C_t . B_s) exp(a_t - a_s) + x_s X_s^T dS' B_s + A dl_s
 //   dl_t = sum_{t' >= t} (sum_s P[t', s] - sum_r P[r, t'] + e_t' dY_t'^T S C_t') + sum_{s < t} x_s delta_s X_s^T dS' B_s
 //          + exp(a_end) <dS', S>,           l_t = A delta_t the log decay
+#include "kernels/chunk_scan_checks.h"
 #include "kernels/cpu/chunk_scan_block.h"
 #include "kernels/cpu/chunk_scan_sums.h"
 
@@ -454,13 +455,11 @@ void chunk_scan_backward(const Launch& launch, const Tensor& dzxbcdt, const Scan
                          const Tensor& zxbcdt, const ScanWeights& weights, const Tensor& starts, const ScanShape& shape,
                          double eps, std::int64_t sequence_length) {
   constexpr const char* kName = "chunk_scan_backward";
-  check_input(kName, zxbcdt, starts, shape, sequence_length);
-  check_weights(kName, "weight", weights, shape, accumulator_of(zxbcdt.dtype()));
-  check_weights(kName, "gradient of", gradients, shape, accumulator_of(zxbcdt.dtype()));
-  require(dzxbcdt.dtype() == zxbcdt.dtype() && dzxbcdt.elements() == zxbcdt.elements(), kName, ": dzxbcdt ", dzxbcdt.type,
-          " does not fit zxbcdt ", zxbcdt.type);
-  require(dout.dtype() == zxbcdt.dtype() && dout.elements() == zxbcdt.shape().rows() * shape.hidden, kName, ": dout ",
-          dout.type, " does not fit zxbcdt ", zxbcdt.type);
+  check_scan_input(kName, zxbcdt, starts, shape, sequence_length);
+  check_scan_weights(kName, "weight", weights, shape, accumulator_of(zxbcdt.dtype()));
+  check_scan_weights(kName, "gradient of", gradients, shape, accumulator_of(zxbcdt.dtype()));
+  check_scan_rows(kName, "dzxbcdt", dzxbcdt, zxbcdt, shape.projection());
+  check_scan_rows(kName, "dout", dout, zxbcdt, shape.hidden);
   dispatch_floating(zxbcdt.dtype(), kName, [&]<class T>() {
     backward<T>(launch, dzxbcdt, gradients, dout, zxbcdt, weights, starts, shape, eps, sequence_length);
   });

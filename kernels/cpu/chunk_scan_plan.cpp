@@ -1,5 +1,7 @@
 #include "kernels/cpu/chunk_scan_plan.h"
 
+#include "kernels/chunk_scan_checks.h"
+
 namespace attamba::kernels::cpu::scan {
 namespace {
 
@@ -25,6 +27,8 @@ std::int64_t block_end(const Geometry& g, std::int64_t begin, std::int64_t end, 
   }
   return most;
 }
+
+static_assert(kMostScanTaps <= kGatheredRows, "a block hands on to one block only");
 
 }  // namespace
 
@@ -82,37 +86,6 @@ Cut cut_blocks(const Geometry& g, std::int64_t begin, std::int64_t end, std::int
     blocks[cut.blocks++] = block;
   }
   return cut;
-}
-
-void check_input(const char* operation, const Tensor& zxbcdt, const Tensor& starts, const ScanShape& shape,
-                 std::int64_t sequence_length) {
-  require(shape.hidden > 0 && shape.heads > 0 && shape.hidden % shape.heads == 0, operation, ": hidden ", shape.hidden,
-          " is not a multiple of heads ", shape.heads);
-  require(shape.state > 0 && shape.groups > 0 && shape.heads % shape.groups == 0, operation, ": state ", shape.state,
-          " must be positive and groups ", shape.groups, " divide heads ", shape.heads);
-  require(shape.conv >= 0 && shape.conv <= kGatheredRows, operation, ": convolution of ", shape.conv, " taps, at most ",
-          kGatheredRows, " are possible");
-  require(zxbcdt.shape().columns() == shape.projection(), operation, ": zxbcdt ", zxbcdt.type, " does not have ",
-          shape.projection(), " columns");
-  require(starts.dtype() == DType::int32 && starts.elements() == zxbcdt.shape().rows(), operation, ": starts ", starts.type,
-          " does not fit zxbcdt ", zxbcdt.type);
-  require(sequence_length > 0, operation, ": sequence length ", sequence_length);
-}
-
-void check_weights(const char* operation, const char* role, const ScanWeights& weights, const ScanShape& shape, DType type) {
-  const auto check = [&](const char* name, const Tensor& tensor, std::int64_t elements) {
-    require(tensor.dtype() == type && tensor.elements() == elements, operation, ": ", role, " ", name, " is ", tensor.type,
-            ", expected ", elements, " elements of ", name_of(type));
-  };
-  if (shape.conv > 0) {
-    check("conv", weights.conv, (shape.hidden + 2 * shape.groups * shape.state) * shape.conv);
-  }
-  check("a_log", weights.a_log, shape.heads);
-  check("d_skip", weights.d_skip, shape.heads);
-  if (weights.dt_bias) {
-    check("dt_bias", weights.dt_bias, shape.heads);
-  }
-  check("norm", weights.norm, shape.hidden);
 }
 
 }  // namespace attamba::kernels::cpu::scan

@@ -200,9 +200,4 @@ std::size_t scratch_bytes(const ScanShape& shape, std::int64_t rows, std::int64_
   return shared.used() + static_cast<std::size_t>(thread_count()) * lane.used();
 }
 
-/// Throws unless all tensors of a scan fit its shape. `operation` and `role` name them in the message.
-void check_input(const char* operation, const Tensor& zxbcdt, const Tensor& starts, const ScanShape& shape,
-                 std::int64_t sequence_length);
-void check_weights(const char* operation, const char* role, const ScanWeights& weights, const ScanShape& shape, DType type);
-
 }  // namespace attamba::kernels::cpu::scan

@@ -84,6 +84,9 @@ class Runtime final : public DeviceRuntime {
   void copy_to_host(void* host, const void* device, std::size_t bytes) override {
     check(cudaMemcpyAsync(host, device, bytes, cudaMemcpyDeviceToHost, stream_), "copy of ", bytes, " bytes from the GPU");
   }
+  void copy_on_device(void* to, const void* from, std::size_t bytes) override {
+    check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, stream_), "copy of ", bytes, " bytes on the GPU");
+  }
   void clear(void* device, std::size_t bytes) override {
     check(cudaMemsetAsync(device, 0, bytes, stream_), "clearing ", bytes, " bytes on the GPU");
   }

@@ -2,7 +2,7 @@
 #
 #   ATTAMBA_CUDA            AUTO (when nvcc is found), ON (an error when it is not) or OFF
 #   CMAKE_CUDA_ARCHITECTURES  GPUs to build for; one makes the build quicker
-set(ATTAMBA_CUDA OFF CACHE STRING "Build the GPU backend: AUTO, ON or OFF")
+set(ATTAMBA_CUDA AUTO CACHE STRING "Build the GPU backend: AUTO, ON or OFF")
 set(ATTAMBA_CUDA_FOUND OFF)
 
 if(ATTAMBA_CUDA)
@@ -56,7 +56,9 @@ function(attamba_cuda_library)
   # Kernels are a library of their own: nvcc takes other flags than the host's compiler.
   add_library(attamba_cuda_kernels OBJECT ${kernel_sources})
   target_include_directories(attamba_cuda_kernels PRIVATE ${PROJECT_SOURCE_DIR} ${PROJECT_BINARY_DIR}/generated)
-  target_compile_options(attamba_cuda_kernels PRIVATE --expt-relaxed-constexpr -lineinfo -Xcompiler=-Wall,-Wextra)
+  # A kernel that spills registers or keeps arrays in local memory does not build: launch bounds are budgets.
+  target_compile_options(attamba_cuda_kernels PRIVATE --expt-relaxed-constexpr -lineinfo -Xcompiler=-Wall,-Wextra
+                         "-Xptxas=--warn-on-spills,--warn-on-local-memory-usage,--warning-as-error")
   add_library(attamba_cuda STATIC ${host_sources})
   target_sources(attamba_cuda PRIVATE $<TARGET_OBJECTS:attamba_cuda_kernels>)
   target_link_libraries(attamba_cuda PUBLIC attamba_options attamba_kernels CUDA::cudart_static ${CMAKE_DL_LIBS})

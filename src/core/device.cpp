@@ -8,6 +8,7 @@
 #include <cstring>
 
 #include "src/core/error.h"
+#include "src/core/parallel.h"
 
 namespace attamba {
 
@@ -15,6 +16,7 @@ namespace {
 
 constexpr std::size_t kHugePage = std::size_t{2} << 20;
 constexpr std::size_t kHostAlignment = 256;
+constexpr std::int64_t kCopyGrain = std::int64_t{4} << 20;
 
 /// The CPU: memory is host memory, and what is enqueued is done at once.
 class HostRuntime final : public DeviceRuntime {
@@ -39,6 +41,12 @@ class HostRuntime final : public DeviceRuntime {
   void release_host(std::byte* memory) noexcept override { release(memory); }
   void copy_to_device(void* device, const void* host, std::size_t bytes) override { std::memmove(device, host, bytes); }
   void copy_to_host(void* host, const void* device, std::size_t bytes) override { std::memmove(host, device, bytes); }
+  void copy_on_device(void* to, const void* from, std::size_t bytes) override {
+    parallel_ranges(static_cast<std::int64_t>(bytes), kCopyGrain, [&](std::int64_t begin, std::int64_t end) {
+      std::memcpy(static_cast<std::byte*>(to) + begin, static_cast<const std::byte*>(from) + begin,
+                  static_cast<std::size_t>(end - begin));
+    });
+  }
   void clear(void* device, std::size_t bytes) override { std::memset(device, 0, bytes); }
   void wait_for_copies() override {}
   void synchronize() override {}

@@ -38,6 +38,7 @@ class DeviceRuntime {
   virtual void release_host(std::byte* memory) noexcept = 0;
   virtual void copy_to_device(void* device, const void* host, std::size_t bytes) = 0;
   virtual void copy_to_host(void* host, const void* device, std::size_t bytes) = 0;
+  virtual void copy_on_device(void* to, const void* from, std::size_t bytes) = 0;
   virtual void clear(void* device, std::size_t bytes) = 0;
   /// Returns when all copies to the device have read their host memory, which may then be written again.
   virtual void wait_for_copies() = 0;

@@ -28,9 +28,9 @@ std::int64_t first_not_finite(const Tensor& on_device) {
 
 void require_finite(const Program::Step& step, const Tensor& tensor, std::string_view what, std::size_t index) {
   if (const std::int64_t i = first_not_finite(tensor); i >= 0) {
-    throw NotFinite(concat("not a finite number: ", step.op->name(), " in ", step.scope.empty() ? "the program" : step.scope, ", ",
-                       what, ' ', index, " of type ", tensor.type, ", row ", i / tensor.shape().columns(), ", column ",
-                       i % tensor.shape().columns()),
+    throw NotFinite(concat("not a finite number: ", step.op->name(), " in ", step.scope.empty() ? "the program" : step.scope,
+                           ", ", what, ' ', index, " of type ", tensor.type, ", row ", i / tensor.shape().columns(),
+                           ", column ", i % tensor.shape().columns()),
                     i / tensor.shape().columns(), tensor.shape().rows());
   }
 }
@@ -66,19 +66,18 @@ Program::Program(const Tape& tape, const Plan& plan, Storage& storage, Arena& ar
       step.inputs.push_back(bind(value));
       step.input_names.push_back(tape.info(value).name);
       input_types.push_back(tape.type(value));
-      step.bytes += tape.type(value).bytes();
     }
     for (const Value value : node.outputs) {
       step.outputs.push_back(bind(value));
       step.output_names.push_back(tape.info(value).name);
       output_types.push_back(tape.type(value));
-      step.bytes += tape.type(value).bytes();
     }
     if (const int scratch = plan.scratch_of_step[s]; scratch >= 0) {
       const Plan::Buffer& buffer = plan.buffers[static_cast<std::size_t>(scratch)];
       step.scratch = {arena.data() + buffer.offset, buffer.bytes};
     }
     step.flops = node.op->flops(input_types, output_types);
+    step.bytes = node.op->traffic(input_types, output_types);
     steps_.push_back(std::move(step));
   }
 }

@@ -50,7 +50,7 @@ class Program {
     std::span<std::byte> scratch;
     std::string scope;
     double flops = 0;
-    std::size_t bytes = 0;  ///< least traffic: every input read and every output written once
+    std::size_t bytes = 0;  ///< least traffic (Op::traffic)
   };
   /// Called after each op with its run time; for reports.
   using Observer = std::function<void(const Step&, double seconds)>;

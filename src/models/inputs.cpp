@@ -10,7 +10,7 @@ namespace attamba {
 
 namespace {
 
-/// Rotation angles position * theta^(-2i/d) (SPEC 3.1), computed in double.
+/// Rotation angles position * theta^(-2i/d), computed in double.
 template <class A>
 void fill_rope(std::span<A> table, std::int64_t n, std::int64_t d, double theta) {
   for (std::int64_t t = 0; t < n; ++t) {

@@ -171,7 +171,6 @@ void save_checkpoint(const fs::path& folder, const TrainingState& state, const s
     const nlohmann::json manifest{{"format", kFormatVersion},
                                   {"step", state.step},
                                   {"updates", state.updates},
-                                  {"next_sample", state.next_sample},
                                   {"seconds", state.seconds},
                                   {"data_fingerprint", state.data_fingerprint},
                                   {"configuration", state.configuration},
@@ -210,7 +209,6 @@ TrainingState read_training_state(const fs::path& checkpoint) {
   const nlohmann::json manifest = read_manifest(checkpoint);
   return {.step = manifest.at("step"),
           .updates = manifest.at("updates"),
-          .next_sample = manifest.at("next_sample"),
           .seconds = manifest.at("seconds"),
           .data_fingerprint = manifest.at("data_fingerprint"),
           .configuration = manifest.at("configuration")};

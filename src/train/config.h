@@ -189,8 +189,8 @@ struct ConfigKey {
 };
 std::vector<ConfigKey> config_keys();
 
-/// JSON with the keys of SPEC 9. Reading: a missing key keeps its default, an unknown one or a wrong type is a UsageError that
-/// names `source`.
+/// JSON with the same keys, as in golden files. Reading: a missing key keeps its default, an unknown one or a wrong type is a
+/// UsageError that names `source`.
 nlohmann::json to_json(const ModelConfig& config);
 nlohmann::json to_json(const Config& config);
 ModelConfig model_config_from_json(const nlohmann::json& json, std::string_view source);

@@ -1,4 +1,4 @@
-// Golden files (SPEC 9): what the float64 oracle computed, and how far a correct program may be from it.
+// Golden files (docs/model.md): what the float64 oracle computed, and how far a correct program may be from it.
 #pragma once
 
 #include <cstdint>

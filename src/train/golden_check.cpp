@@ -65,7 +65,7 @@ std::string kind_of(const std::string& name) {
   return kind;
 }
 
-/// Tolerances of SPEC 9, and those that follow from them (docs/numerics.md).
+/// Tolerances that come with the files, and those that follow from them (docs/numerics.md).
 class Tolerances {
  public:
   Tolerances(const GoldenFile& golden, DType dtype) : golden_(golden), dtype_(dtype) {}
@@ -122,8 +122,8 @@ class Verification {
   Verification(const GoldenFile& golden, DType dtype, Device device)
       : golden_(golden), dtype_(dtype), tolerances_(golden, dtype), communicator_(std::make_unique<SingleProcess>()) {
     const ModelConfig& model = golden.model;
-    chunking_ =
-        golden.chunk_ends.empty() ? make_model_chunking(model) : make_explicit_chunking(golden.chunk_ends, golden.length);
+    chunking_ = golden.chunk_ends.empty() ? make_model_chunking(model, golden.length)
+                                          : make_explicit_chunking(golden.chunk_ends, golden.length);
     programs_ = std::make_unique<ModelPrograms>(ProgramOptions{.model = model,
                                                                .chunking = chunking_.get(),
                                                                .micro_batch = {golden.sequences, golden.length},

@@ -1,5 +1,5 @@
 // Everything that one rank runs: the model's programs over one set of weights. A step is any number of `accumulate` replays and
-// then one closing replay, with or without a last micro-batch in it (DESIGN 4 and 8).
+// then one closing replay, with or without a last micro-batch in it (docs/architecture.md).
 #pragma once
 
 #include <array>
@@ -58,7 +58,7 @@ class ModelPrograms {
   /// Emits, differentiates, plans and binds all programs. The communicator outlives this object.
   ModelPrograms(const ProgramOptions& options, Communicator& communicator);
 
-  /// Truncated-normal weights and so on (SPEC 5): a pure function of the seed and each parameter's name.
+  /// Truncated-normal weights and so on (docs/model.md): a pure function of the seed and each parameter's name.
   void initialize(std::uint64_t seed);
   /// Has `read` fill master weights ("parameters/NAME", accumulator type), also where this object keeps only compute weights.
   void load_weights(const std::function<void(const std::vector<NamedTensor>&)>& read);

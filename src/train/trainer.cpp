@@ -1,7 +1,6 @@
 #include "src/train/trainer.h"
 
 #include <algorithm>
-#include <chrono>
 #include <csignal>
 #include <cstdio>
 #include <fstream>
@@ -10,6 +9,7 @@
 
 #include "comm/single_process.h"
 #include "data/files.h"
+#include "src/core/clock.h"
 #include "src/core/error.h"
 #include "src/core/parallel.h"
 #include "src/core/version.h"
@@ -25,10 +25,6 @@ constexpr std::int64_t kMostSkippedInARow = 3;
 constexpr double kPeakSeconds = 0.3;
 
 volatile std::sig_atomic_t stop_requested = 0;
-
-double now() {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
 
 }  // namespace
 
@@ -63,7 +59,7 @@ Trainer::Trainer(const Config& config, Communicator& communicator, Device device
             .rank = communicator_.rank(),
             .ranks = communicator_.size()};
   open_data();
-  chunking_ = make_model_chunking(config_.model);
+  chunking_ = make_model_chunking(config_.model, config_.data.sequence_length);
   programs_ = std::make_unique<ModelPrograms>(program_options(config_, chunking_.get(), device_), communicator_);
   set_up_debugging();
   open_run_folder();
@@ -115,7 +111,8 @@ void Trainer::compare_with_cpu(const Batch& batch, const std::vector<std::int64_
     copy_from_host(on_cpu.master(parameter.name), HostCopy(programs_->master(parameter.name)).tensor());
   }
   on_cpu.refresh_compute_weights();
-  on_cpu.inputs().write(batch.tokens, batch.document_starts, samples, data_.seed, state_.step);
+  on_cpu.inputs().write(batch.tokens, batch.document_starts, samples, static_cast<std::uint64_t>(config_.train.seed),
+                        state_.step);
   const std::vector<OpDifference> differences = compare_devices(*programs_, on_cpu);
   if (leads()) {
     print_differences(differences, config_.train.compute_dtype(), std::cerr);
@@ -123,17 +120,17 @@ void Trainer::compare_with_cpu(const Batch& batch, const std::vector<std::int64_
 }
 
 void Trainer::open_data() {
-  data_.n = config_.data.sequence_length;
-  data_.seed = static_cast<std::uint64_t>(config_.train.seed);
+  LoaderConfig data{.sources = {}, .n = config_.data.sequence_length, .seed = static_cast<std::uint64_t>(config_.train.seed)};
   for (const WeightedFolder& source : weighted_folders(config_.data.train)) {
-    data_.sources.push_back({Dataset::open(source.folder), source.weight});
-    data_.sources.back().dataset.require_vocabulary(config_.model.vocab_size);
+    data.sources.push_back({Dataset::open(source.folder), source.weight});
+    data.sources.back().dataset.require_vocabulary(config_.model.vocab_size);
   }
-  require<UsageError>(!data_.sources.empty(), "data.train is empty; name a folder made by `attamba data prepare`");
+  require<UsageError>(!data.sources.empty(), "data.train is empty; name a folder made by `attamba data prepare`");
+  samples_.emplace(std::move(data));
   if (!config_.data.valid.empty()) {
     Dataset valid = Dataset::open(config_.data.valid);
     valid.require_vocabulary(config_.model.vocab_size);
-    const Dataset& train = data_.sources.front().dataset;
+    const Dataset& train = samples_->config().sources.front().dataset;
     require(valid.tokenizer_hash() == train.tokenizer_hash(), config_.data.valid, ": was prepared with another tokenizer than ",
             train.folder().string(), "; prepare it again with that one's");
     evaluator_ =
@@ -143,7 +140,7 @@ void Trainer::open_data() {
 }
 
 void Trainer::open_run_folder() {
-  on_first_rank([&] { claim_run_folder(config_, data_.sources.front().dataset.tokenizer_model_path()); });
+  on_first_rank([&] { claim_run_folder(config_, samples_->config().sources, evaluator_ ? &evaluator_->dataset() : nullptr); });
 }
 
 std::vector<NamedTensor> Trainer::checkpoint_tensors() const {
@@ -168,15 +165,14 @@ void Trainer::resume() {
     }
   });
   communicator_.broadcast({&chosen, {DType::int64, {1}}}, 0);
-  const SampleSource samples(data_);
   if (chosen < 0) {
     programs_->initialize(static_cast<std::uint64_t>(config_.train.seed));
-    state_.data_fingerprint = samples.fingerprint();
+    state_.data_fingerprint = samples_->fingerprint();
   } else {
     path = checkpoint_path(folder() / kCheckpointFolder, chosen);
     state_ = read_training_state(path);
     require(
-        state_.data_fingerprint == samples.fingerprint(), path.string(),
+        state_.data_fingerprint == samples_->fingerprint(), path.string(),
         ": was trained on other data (or another seed, sequence length or weights of sources); resuming would skip and repeat "
         "samples. Put the data back, or start another run.folder");
     load_tensors(path, checkpoint_tensors());
@@ -200,7 +196,7 @@ void Trainer::start_loader() {
       }
       return samples;
     };
-    loader_ = std::make_unique<Loader>(data_, plan, static_cast<std::size_t>(config_.data.prefetch));
+    loader_ = std::make_unique<Loader>(*samples_, plan, static_cast<std::size_t>(config_.data.prefetch));
   }
 }
 
@@ -275,7 +271,7 @@ Trainer::Outcome Trainer::run() {
 }
 
 StepResult Trainer::step() {
-  step_began_ = now();
+  step_began_ = monotonic_seconds();
   if (leads() && !config_.train.watch.empty()) {
     std::cerr << "step " << state_.step + 1 << '\n';
   }
@@ -283,7 +279,8 @@ StepResult Trainer::step() {
   for (std::int64_t j = 0; j < share_.count(); ++j) {
     const Batch batch = loader_->next();
     samples.assign(batch.sample_indices.begin(), batch.sample_indices.end());
-    programs_->inputs().write(batch.tokens, batch.document_starts, samples, data_.seed, state_.step);
+    programs_->inputs().write(batch.tokens, batch.document_starts, samples, static_cast<std::uint64_t>(config_.train.seed),
+                              state_.step);
     if (compare_cpu_) {
       compare_with_cpu(batch, samples);
     }
@@ -305,10 +302,9 @@ StepResult Trainer::step() {
 }
 
 void Trainer::after_step(const StepResult& result) {
-  const double seconds = now() - step_began_;
+  const double seconds = monotonic_seconds() - step_began_;
   ++state_.step;
   state_.updates += result.skipped ? 0 : 1;
-  state_.next_sample = state_.step * config_.train.global_batch;
   state_.seconds += seconds;
   window_seconds_ += seconds;
   ++window_steps_;

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "comm/communicator.h"
@@ -70,7 +71,7 @@ class Trainer {
   Communicator& communicator_;
   Device device_;
   MicroBatchShare share_;
-  LoaderConfig data_;
+  std::optional<SampleSource> samples_;
   std::unique_ptr<Evaluator> evaluator_;
   std::unique_ptr<ChunkingStrategy> chunking_;
   std::unique_ptr<ModelPrograms> programs_;

@@ -43,6 +43,7 @@ class Runtime final : public DeviceRuntime {
   void copy_to_host(void* host, const void* device, std::size_t bytes) override {
     stream_.copy_from_device(host, device, bytes);
   }
+  void copy_on_device(void* to, const void* from, std::size_t bytes) override { stream_.copy_on_device(to, from, bytes); }
   void clear(void* device, std::size_t bytes) override { stream_.fill(device, 0, bytes); }
   void wait_for_copies() override {}
   void synchronize() override {}

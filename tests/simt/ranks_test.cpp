@@ -52,7 +52,7 @@ Twins after_four_steps(bool recordable) {
   config.n_heads = 2;
   config.ffn_dim = 48;
   config.ssm = {.hidden = 32, .state = 16, .heads = 2};
-  const auto chunking = make_model_chunking(config);
+  const auto chunking = make_model_chunking(config, 16);
   ModelPrograms programs(
       {.model = config, .chunking = chunking.get(), .micro_batch = {1, 16}, .global_batch = 2, .device = Device::cuda}, twins);
   programs.initialize(1);

@@ -66,7 +66,7 @@ ModelConfig tiny(const std::string& kind) {
 struct Rank {
   Rank(const std::string& kind, DType dtype, Device device, bool deterministic = false, bool recompute = false)
       : model(tiny(kind)),
-        chunking(make_model_chunking(model)),
+        chunking(make_model_chunking(model, 24)),
         programs({.model = model,
                   .chunking = chunking.get(),
                   .micro_batch = {2, 24},

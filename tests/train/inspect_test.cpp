@@ -32,7 +32,7 @@ ModelConfig tiny() {
 
 struct Rank {
   Rank()
-      : chunking(make_model_chunking(model)),
+      : chunking(make_model_chunking(model, 16)),
         programs({.model = model, .chunking = chunking.get(), .micro_batch = {1, 16}}, communicator) {
     programs.initialize(5);
     std::vector<std::int32_t> window;

@@ -1,0 +1,118 @@
+// Chunked selective scan on the GPU (docs/model.md): what runs which shape. The fused kernels know the models' bfloat16 shapes,
+// the plain ones all.
+#include <type_traits>
+
+#include "kernels/chunk_scan_checks.h"
+#include "kernels/cuda/chunk_scan_fused.h"
+
+namespace attamba::kernels::cuda {
+namespace {
+
+using namespace scan;
+
+template <class T>
+using Element = std::conditional_t<std::is_same_v<T, bfloat16>, device::bf16, T>;
+
+template <class T>
+Element<T>* elements(const Tensor& tensor) {
+  return reinterpret_cast<Element<T>*>(tensor.as<T>());
+}
+
+/// Calls body.operator()<T>() for the types of the GPU.
+template <class Body>
+decltype(auto) dispatch(DType type, const char* operation, const Body& body) {
+  require<UsageError>(type != DType::float64, operation, ": float64 runs on the CPU only; use float32 or bfloat16 on the GPU");
+  return dispatch_floating(type, operation, [&]<class T>() {
+    using Served = std::conditional_t<std::is_same_v<T, double>, float, T>;
+    return body.template operator()<Served>();
+  });
+}
+
+template <class T>
+Inputs<Element<T>> make_inputs(const Tensor& zxbcdt, const ScanWeights& weights, const Tensor& starts, const ScanShape& shape) {
+  return {.zxbcdt = elements<T>(zxbcdt),
+          .starts = starts.as<std::int32_t>(),
+          .conv = shape.conv > 0 ? weights.conv.as<float>() : nullptr,
+          .a_log = weights.a_log.as<float>(),
+          .d_skip = weights.d_skip.as<float>(),
+          .dt_bias = weights.dt_bias ? weights.dt_bias.as<float>() : nullptr,
+          .norm = weights.norm.as<float>()};
+}
+
+/// Calls body(sizes, inputs, memory) for one window after the other; their rows begin at sizes.first.
+template <class T, class Body>
+void for_windows(const Launch& launch, const Tensor& zxbcdt, const ScanWeights& weights, const Tensor& starts,
+                 const ScanShape& shape, double eps, std::int64_t sequence_length, bool backward, const Body& body) {
+  const std::int64_t rows = zxbcdt.shape().rows(), window = window_rows(rows, sequence_length);
+  const Inputs<Element<T>> whole = make_inputs<T>(zxbcdt, weights, starts, shape);
+  Sizes s = make_sizes(shape, eps);
+  for (std::int64_t first = 0; first < rows; first += window) {
+    s.first = static_cast<int>(first);
+    s.rows = static_cast<int>(std::min(window, rows - first));
+    ScratchAllocator scratch(launch);
+    const Memory memory = make_memory(s, backward, [&](std::size_t count) { return scratch.take<float>(count); });
+    Inputs<Element<T>> in = whole;
+    in.zxbcdt += first * s.projection;
+    in.starts += first;
+    body(s, in, memory);
+  }
+}
+
+}  // namespace
+
+void chunk_scan(const Launch& launch, const Tensor& out, const Tensor& zxbcdt, const ScanWeights& weights, const Tensor& starts,
+                const ScanShape& shape, double eps, std::int64_t sequence_length) {
+  constexpr const char* kName = "chunk_scan";
+  dispatch(zxbcdt.dtype(), kName, [&]<class T>() {
+    check_scan_input(kName, zxbcdt, starts, shape, sequence_length);
+    check_scan_weights(kName, "weight", weights, shape, DType::float32);
+    check_scan_rows(kName, "out", out, zxbcdt, shape.hidden);
+    if constexpr (std::is_same_v<T, bfloat16>) {
+      if (is_fused(shape)) {
+        Sizes s = make_sizes(shape, eps);
+        s.rows = static_cast<int>(zxbcdt.shape().rows());
+        return fused_forward(launch, elements<T>(out), s, make_inputs<T>(zxbcdt, weights, starts, shape));
+      }
+    }
+    for_windows<T>(launch, zxbcdt, weights, starts, shape, eps, sequence_length, false,
+                   [&](const Sizes& s, const Inputs<Element<T>>& in, const Memory& memory) {
+                     plain_forward(launch, elements<T>(out) + static_cast<std::int64_t>(s.first) * s.hidden, s, in, memory);
+                   });
+  });
+}
+
+void chunk_scan_backward(const Launch& launch, const Tensor& dzxbcdt, const ScanWeights& gradients, const Tensor& dout,
+                         const Tensor& zxbcdt, const ScanWeights& weights, const Tensor& starts, const ScanShape& shape,
+                         double eps, std::int64_t sequence_length) {
+  constexpr const char* kName = "chunk_scan_backward";
+  dispatch(zxbcdt.dtype(), kName, [&]<class T>() {
+    check_scan_input(kName, zxbcdt, starts, shape, sequence_length);
+    check_scan_weights(kName, "weight", weights, shape, DType::float32);
+    check_scan_weights(kName, "gradient of", gradients, shape, DType::float32);
+    check_scan_rows(kName, "dzxbcdt", dzxbcdt, zxbcdt, shape.projection());
+    check_scan_rows(kName, "dout", dout, zxbcdt, shape.hidden);
+    const WeightGradients to{.conv = shape.conv > 0 ? gradients.conv.as<float>() : nullptr,
+                             .a_log = gradients.a_log.as<float>(),
+                             .d_skip = gradients.d_skip.as<float>(),
+                             .dt_bias = gradients.dt_bias ? gradients.dt_bias.as<float>() : nullptr,
+                             .norm = gradients.norm.as<float>()};
+    for_windows<T>(launch, zxbcdt, weights, starts, shape, eps, sequence_length, true,
+                   [&](const Sizes& s, const Inputs<Element<T>>& in, const Memory& memory) {
+                     const auto first = static_cast<std::int64_t>(s.first);
+                     plain_backward<Element<T>>(launch, elements<T>(dzxbcdt) + first * s.projection, to,
+                                                elements<T>(dout) + first * s.hidden, s, in, memory);
+                   });
+  });
+}
+
+std::size_t chunk_scan_workspace(const TensorType& zxbcdt, const ScanShape& shape, std::int64_t sequence_length) {
+  return dispatch(zxbcdt.dtype, "chunk_scan",
+                  [&]<class T>() { return plain_workspace(shape, zxbcdt.shape.rows(), sequence_length, false); });
+}
+
+std::size_t chunk_scan_backward_workspace(const TensorType& zxbcdt, const ScanShape& shape, std::int64_t sequence_length) {
+  return dispatch(zxbcdt.dtype, "chunk_scan_backward",
+                  [&]<class T>() { return plain_workspace(shape, zxbcdt.shape.rows(), sequence_length, true); });
+}
+
+}  // namespace attamba::kernels::cuda

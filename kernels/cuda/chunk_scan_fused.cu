@@ -1,0 +1,165 @@
+// Forward half of chunk_scan_fused.h.
+#include "kernels/cuda/chunk_scan_fused.h"
+
+#include "kernels/cuda/chunk_scan_fused_mix.h"
+#include "kernels/cuda/launch_kernel.h"
+
+namespace attamba::kernels::cuda::scan {
+namespace {
+
+using namespace device;
+
+struct ForwardShared {
+  Shared inputs;
+  bf16* z;      ///< [kRows, kHiddenStride]; becomes out
+  float* sums;  ///< [kRows, kHalves] of squares
+
+  ATTAMBA_DEVICE ForwardShared(const Sizes& s, SharedMemory shared) {
+    inputs.take(s, shared);
+    z = shared.take<bf16>(kRows * kHiddenStride);
+    sums = shared.take<float>(kRows * kHalves);
+  }
+  static std::size_t bytes(const Sizes& s) {
+    return Shared::bytes(s) + SharedMemory::bytes_of<bf16>(kRows * kHiddenStride) +
+           SharedMemory::bytes_of<float>(kRows * kHalves);
+  }
+};
+
+/// Starts the copy of z; rows after the tile's last get zeros up to the end of their strip.
+ATTAMBA_DEVICE void fetch_gate(const Sizes& s, const Inputs<bf16>& in, const Tile& tile, bf16* z) {
+  constexpr int kPacks = kFusedHidden / 8;
+  for (int i = thread_index(); i < strip_count(tile.rows) * kStripRows * kPacks; i += kFusedThreads) {
+    const int t = i / kPacks, column = i % kPacks * 8;
+    const bool valid = t < tile.rows;
+    copy_async_16(z + t * kHiddenStride + column, input_row(s, in, tile.begin + (valid ? t : 0)) + column, valid);
+  }
+  copy_async_commit();
+}
+
+/// y becomes Y silu(z); returns in `squares` the sums of squares of the lane's two rows over the warp's columns.
+template <int kHead>
+ATTAMBA_DEVICE void gate(const Inputs<bf16>& in, const ForwardShared& shared, const WarpPlace& place,
+                         float (&y)[kHalf / kHead][kHead / 8][4], float (&squares)[2]) {
+  squares[0] = squares[1] = 0;
+#pragma unroll
+  for (int h = 0; h < kHalf / kHead; ++h) {
+    const float skip = load(in.d_skip + place.first_head<kHead>() + h);
+#pragma unroll
+    for (int tile = 0; tile < kHead / 8; ++tile) {
+      const int column = place.column<kHead>(h) + tile * 8;
+#pragma unroll
+      for (int row = 0; row < 2; ++row) {
+        const std::uint32_t x = load_pair(shared.inputs.active + place.row(row) * shared.inputs.stride + column);
+        const std::uint32_t z = load_pair(shared.z + place.row(row) * kHiddenStride + column);
+        float& low = y[h][tile][2 * row];
+        float& high = y[h][tile][2 * row + 1];
+        low = (low + skip * low_half(x)) * low_half(z) * sigmoid_fast(low_half(z));
+        high = (high + skip * high_half(x)) * high_half(z) * sigmoid_fast(high_half(z));
+        squares[row] += low * low + high * high;
+      }
+    }
+  }
+#pragma unroll
+  for (int row = 0; row < 2; ++row) {
+    squares[row] = quad_sum(squares[row]);
+  }
+}
+
+template <int kHead>
+ATTAMBA_DEVICE void normalize(const Sizes& s, const ForwardShared& shared, const WarpPlace& place,
+                              const float (&y)[kHalf / kHead][kHead / 8][4]) {
+#pragma unroll
+  for (int row = 0; row < 2; ++row) {
+    const float* sums = shared.sums + place.row(row) * kHalves;
+    const float scale = rsqrt((load(sums) + load(sums + 1)) / static_cast<float>(kFusedHidden) + s.eps);
+#pragma unroll
+    for (int h = 0; h < kHalf / kHead; ++h) {
+#pragma unroll
+      for (int tile = 0; tile < kHead / 8; ++tile) {
+        const int column = place.column<kHead>(h) + tile * 8;
+        const float* weight = shared.inputs.norm + column;
+        store_pair(shared.z + place.row(row) * kHiddenStride + column, y[h][tile][2 * row] * scale * load(weight),
+                   y[h][tile][2 * row + 1] * scale * load(weight + 1));
+      }
+    }
+  }
+}
+
+template <int kHead, int kState>
+ATTAMBA_KERNEL(kFusedThreads, 2)
+chunk_scan_kernel(Sizes s, Inputs<bf16> in, bf16* out, float* states) {
+  constexpr int kPacks = kFusedHidden / 8;
+  const ForwardShared shared(s, SharedMemory());
+  const WarpPlace place;
+  float* state = states + static_cast<std::int64_t>(block_x()) * kFusedHidden * kState;
+  load_weights(s, in, shared.inputs);
+  for (int range = block_x(); range * kRange < s.rows; range += grid_x()) {
+    int begin = first_chunk(s, in, range);
+    for (bool more = begin >= 0; more;) {
+      const Tile tile = cut_tile(s, in, begin, (range + 1) * kRange, shared.inputs.starts);
+      if (tile.rows == 0) {
+        break;
+      }
+      fetch_gate(s, in, tile, shared.z);
+      sync_block();
+      convolve_tile(s, in, tile, shared.inputs);
+      load_steps(s, in, tile, shared.inputs);
+      copy_async_wait<0>();
+      sync_block();
+      float y[kHalf / kHead][kHead / 8][4] = {}, squares[2];
+      const bool works = place.first_row() < tile.rows;
+      if (works) {
+        mix<kHead, kState>(s, shared.inputs, place, state, y);
+        gate<kHead>(in, shared, place, y, squares);
+#pragma unroll
+        for (int row = 0; row < 2; ++row) {
+          if (lane_index() % 4 == 0) {
+            store(shared.sums + place.row(row) * kHalves + place.half, squares[row]);
+          }
+        }
+      }
+      sync_block();
+      if (works) {
+        normalize<kHead>(s, shared, place, y);
+      }
+      begin += tile.rows;
+      more = !tile.last;
+      const int leaving = more ? leaving_chunk(s, in, tile) : kRows;
+      if (leaving < kRows) {
+        pass_state<kHead, kState>(s, shared.inputs, leaving, state);
+      }
+      sync_block();
+      for (int i = thread_index(); i < tile.rows * kPacks; i += kFusedThreads) {
+        const int t = i / kPacks, column = i % kPacks * 8;
+        store(reinterpret_cast<Bytes16*>(out + static_cast<std::int64_t>(tile.begin + t) * kFusedHidden + column),
+              load(reinterpret_cast<const Bytes16*>(shared.z + t * kHiddenStride + column)));
+      }
+      sync_block();
+    }
+  }
+}
+
+template <int kHead, int kState>
+void run(const Launch& launch, bf16* out, const Sizes& s, const Inputs<bf16>& in) {
+  const Grid grid{.x = fused_blocks(s.rows), .threads = kFusedThreads, .shared_bytes = ForwardShared::bytes(s)};
+  launch_kernel("chunk_scan", chunk_scan_kernel<kHead, kState>, launch, grid, s, in, out,
+                reinterpret_cast<float*>(launch.scratch.data()));
+}
+
+}  // namespace
+
+bool is_fused(const ScanShape& shape) {
+  return shape.hidden == kFusedHidden && shape.heads == kFusedHidden / 32 && (shape.state == 32 || shape.state == 128) &&
+         shape.conv == kFusedTaps && ForwardShared::bytes(make_sizes(shape, 0)) <= kMostShared;
+}
+
+std::size_t fused_workspace(const ScanShape& shape, std::int64_t rows, bool) {
+  const auto blocks = static_cast<std::size_t>(fused_blocks(rows));
+  return blocks * static_cast<std::size_t>(shape.hidden * shape.state) * sizeof(float);
+}
+
+void fused_forward(const Launch& launch, bf16* out, const Sizes& s, const Inputs<bf16>& in) {
+  s.state == 32 ? run<32, 32>(launch, out, s, in) : run<32, 128>(launch, out, s, in);
+}
+
+}  // namespace attamba::kernels::cuda::scan

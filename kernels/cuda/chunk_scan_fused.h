@@ -1,0 +1,314 @@
+// The scan in one kernel each way, for bfloat16 and the models' shapes: matrix products on tensor cores, sums in float32.
+//
+// A block owns the chunks that begin in its ranges of kRange rows. It walks them in tiles of up to kRows rows, so that no state
+// passes between blocks; a chunk longer than a tile hands its state on inside the block, through workspace. Warps are laid out
+// as strips of 16 rows by halves of the heads: a strip's scores C B^T serve all heads of a group.
+//
+// Matrix fragments are those of mma_16x8x16: with g = lane / 4 and q = lane % 4 a lane holds rows g and g + 8 and columns 2q,
+// 2q + 1 of every 8. An accumulator's columns of 16 are the next product's operand as they lie.
+#pragma once
+
+#include <bit>
+
+#include "kernels/cuda/chunk_scan_plain.h"
+
+namespace attamba::kernels::cuda::scan {
+
+using device::bf16;
+using device::Bytes16;
+
+constexpr int kFusedHidden = 256, kFusedTaps = 4;
+constexpr int kRange = 32;  ///< one ballot finds the first chunk
+constexpr int kStripRows = 16, kStrips = 3, kRows = kStrips * kStripRows;
+constexpr int kHalves = 2, kHalf = kFusedHidden / kHalves;  ///< columns of a warp
+constexpr int kFusedThreads = kStrips * kHalves * device::kWarp, kFusedWarps = kFusedThreads / device::kWarp;
+constexpr int kPadding = 8;  ///< of rows in shared memory: those of a matrix load lie in different banks
+constexpr int kHiddenStride = kFusedHidden + kPadding;
+constexpr int kConvRows = 8;  ///< rows of a thread's piece of the convolution
+constexpr std::size_t kMostShared = 99 << 10;
+constexpr std::int64_t kMostFusedBlocks = 512;  ///< each with the partial gradients of its ranges
+
+/// Whether the fused kernels serve this shape: 8 heads of 32, N 32 or 128, 4 taps, and as many groups as shared memory holds.
+bool is_fused(const ScanShape& shape);
+std::size_t fused_workspace(const ScanShape& shape, std::int64_t rows, bool backward);
+void fused_forward(const Launch& launch, bf16* out, const Sizes& s, const Inputs<bf16>& in);
+void fused_backward(const Launch& launch, bf16* dzxbcdt, const WeightGradients& gradients, const bf16* dout, const Sizes& s,
+                    const Inputs<bf16>& in);
+
+inline std::int64_t fused_blocks(std::int64_t rows) {
+  const std::int64_t ranges = (rows + kRange - 1) / kRange;
+  return ranges < kMostFusedBlocks ? ranges : kMostFusedBlocks;
+}
+
+#ifdef __CUDACC__
+/// 1 / x to one unit in the last place.
+ATTAMBA_DEVICE float reciprocal_fast(float x) {
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+/// The lowest bit that is set, 32 when none is.
+ATTAMBA_DEVICE int first_bit(std::uint32_t bits) {
+  return bits == 0 ? 32 : __ffs(static_cast<int>(bits)) - 1;
+}
+#else
+inline float reciprocal_fast(float x) {
+  return 1.0f / x;
+}
+inline int first_bit(std::uint32_t bits) {
+  return std::countr_zero(bits);
+}
+#endif
+constexpr float kLog2E = 1.442695040888963f;
+ATTAMBA_DEVICE float sigmoid_fast(float x) {
+  return reciprocal_fast(1.0f + device::exp2_fast(-kLog2E * x));
+}
+
+ATTAMBA_DEVICE float low_half(std::uint32_t pair) {
+  return device::to_float(bf16{static_cast<std::uint16_t>(pair & 0xffffu)});
+}
+ATTAMBA_DEVICE float high_half(std::uint32_t pair) {
+  return device::to_float(bf16{static_cast<std::uint16_t>(pair >> 16)});
+}
+ATTAMBA_DEVICE std::uint32_t load_pair(const bf16* p) {
+  return device::load(reinterpret_cast<const std::uint32_t*>(p));
+}
+ATTAMBA_DEVICE void store_pair(bf16* p, float low, float high) {
+  device::store(reinterpret_cast<std::uint32_t*>(p), device::pack_bf16(low, high));
+}
+
+// ------------------------------------------------------------------------------------------------ fragments of stored matrices
+/// First operand [16, 16] at (row, column) of a matrix with rows of `stride`.
+ATTAMBA_DEVICE void load_left(std::uint32_t (&r)[4], const bf16* m, int stride, int row, int column) {
+  const int lane = device::lane_index();
+  device::load_matrix_x4(r, m + (row + lane % 16) * stride + column + lane / 16 * 8);
+}
+/// The same of the transposed matrix: operand (i, k) is stored (k, i), `row` and `column` being the stored one's.
+ATTAMBA_DEVICE void load_left_transposed(std::uint32_t (&r)[4], const bf16* m, int stride, int row, int column) {
+  const int lane = device::lane_index();
+  device::load_matrix_x4_transposed(r, m + (row + lane % 8 + lane / 16 * 8) * stride + column + lane / 8 % 2 * 8);
+}
+/// Second operand [16, 16], two products' worth: r[0], r[1] for columns 0..7, r[2], r[3] for columns 8..15.
+ATTAMBA_DEVICE void load_right(std::uint32_t (&r)[4], const bf16* m, int stride, int row, int column) {
+  const int lane = device::lane_index();
+  device::load_matrix_x4_transposed(r, m + (row + lane % 16) * stride + column + lane / 16 * 8);
+}
+ATTAMBA_DEVICE void load_right_transposed(std::uint32_t (&r)[4], const bf16* m, int stride, int row, int column) {
+  const int lane = device::lane_index();
+  device::load_matrix_x4(r, m + (row + lane % 8 + lane / 16 * 8) * stride + column + lane / 8 % 2 * 8);
+}
+/// d [16, 16] += a b, d's columns 0..7 in d[0] and 8..15 in d[1].
+ATTAMBA_DEVICE void multiply(float (&d0)[4], float (&d1)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[4]) {
+  device::mma_16x8x16(d0, a, {b[0], b[1]});
+  device::mma_16x8x16(d1, a, {b[2], b[3]});
+}
+/// Accumulators [16, 16] as a first operand.
+ATTAMBA_DEVICE void as_left(std::uint32_t (&r)[4], const float (&d0)[4], const float (&d1)[4]) {
+  r[0] = device::pack_bf16(d0[0], d0[1]);
+  r[1] = device::pack_bf16(d0[2], d0[3]);
+  r[2] = device::pack_bf16(d1[0], d1[1]);
+  r[3] = device::pack_bf16(d1[2], d1[3]);
+}
+
+// ------------------------------------------------------------------------------------------------ a block's walk
+/// Rows of one tile; every warp knows them.
+struct Tile {
+  int begin, rows;  ///< first row of the window; none: the walk is over
+  bool last;        ///< the next row is not the block's
+};
+
+/// First row at which a chunk of this range begins, or -1. Called by whole warps.
+ATTAMBA_DEVICE int first_chunk(const Sizes& s, const Inputs<bf16>& in, int range) {
+  const int row = range * kRange + device::lane_index();
+  static_assert(kRange == device::kWarp);
+  const int first = first_bit(device::ballot(row < s.rows && chunk_start(s, in, row) == row));
+  return first < kRange ? range * kRange + first : -1;
+}
+
+/// The tile that begins at `begin`, of a block whose chunks begin before `limit`. Called by whole warps; the first one stores
+/// starts [kRows], counted from the tile's first row, rows after the tile being chunks of their own.
+ATTAMBA_DEVICE Tile cut_tile(const Sizes& s, const Inputs<bf16>& in, int begin, int limit, int* starts) {
+  static_assert(kRows <= 2 * device::kWarp);
+  std::uint32_t ends[2];
+  int start[2];
+  for (int i = 0; i < 2; ++i) {
+    const int t = i * device::kWarp + device::lane_index(), row = begin + t;
+    start[i] = t < kRows && row < s.rows ? chunk_start(s, in, row) - begin : t;
+    const bool outside = t < kRows && (row >= s.rows || (row >= limit && start[i] == t));
+    ends[i] = device::ballot(outside);
+  }
+  const int inside = ends[0] != 0 ? first_bit(ends[0]) : device::kWarp + first_bit(ends[1]);
+  const Tile tile{begin, inside < kRows ? inside : kRows, inside < kRows || begin + kRows >= s.rows};
+  if (device::warp_index() == 0) {
+    for (int i = 0; i < 2; ++i) {
+      const int t = i * device::kWarp + device::lane_index();
+      if (t < kRows) {
+        device::store(starts + t, t < tile.rows ? start[i] : t);
+      }
+    }
+  }
+  return tile;
+}
+
+ATTAMBA_HOST_DEVICE int strip_count(int rows) {
+  return (rows + kStripRows - 1) / kStripRows;
+}
+
+// ------------------------------------------------------------------------------------------------ convolution and steps
+/// Shared memory that both directions use. Rows after the tile's last one up to the end of their strip hold zeros.
+struct Shared {
+  bf16* active;  ///< [kRows, stride]: X, B, C
+  int stride;
+  float* conv;   ///< [kFusedTaps, channels]
+  float* norm;   ///< [E]
+  float* delta;  ///< [Hs, kRows]
+  float* decay;  ///< [Hs, kRows], sum of log2 of the decays of rows 0..t
+  int* starts;   ///< [kRows]
+
+  ATTAMBA_DEVICE void take(const Sizes& s, device::SharedMemory& shared) {
+    stride = s.channels + kPadding;
+    active = shared.take<bf16>(kRows * stride);
+    conv = shared.take<float>(kFusedTaps * s.channels);
+    norm = shared.take<float>(s.hidden);
+    delta = shared.take<float>(s.heads * kRows);
+    decay = shared.take<float>(s.heads * kRows);
+    starts = shared.take<int>(kRows);
+  }
+  static std::size_t bytes(const Sizes& s) {
+    using device::SharedMemory;
+    return SharedMemory::bytes_of<bf16>(kRows * (s.channels + kPadding)) +
+           SharedMemory::bytes_of<float>(kFusedTaps * s.channels) + SharedMemory::bytes_of<float>(s.hidden) +
+           2 * SharedMemory::bytes_of<float>(s.heads * kRows) + SharedMemory::bytes_of<int>(kRows);
+  }
+};
+
+ATTAMBA_DEVICE void load_weights(const Sizes& s, const Inputs<bf16>& in, const Shared& shared) {
+  for (int i = device::thread_index(); i < s.channels * kFusedTaps; i += kFusedThreads) {
+    device::store(shared.conv + i % kFusedTaps * s.channels + i / kFusedTaps, device::load(in.conv + i));
+  }
+  for (int i = device::thread_index(); i < s.hidden; i += kFusedThreads) {
+    device::store(shared.norm + i, device::load(in.norm + i));
+  }
+}
+
+ATTAMBA_DEVICE void unpack(float (&to)[8], const Bytes16& from) {
+  for (int i = 0; i < 4; ++i) {
+    to[2 * i] = low_half(from.word[i]);
+    to[2 * i + 1] = high_half(from.word[i]);
+  }
+}
+
+/// Fills `active` from eight channels by kConvRows rows per thread. `starts` are there.
+ATTAMBA_DEVICE void convolve_tile(const Sizes& s, const Inputs<bf16>& in, const Tile& tile, const Shared& shared) {
+  constexpr int kHistory = kFusedTaps - 1;
+  const int packs = s.channels / 8, rows = strip_count(tile.rows) * kStripRows;
+  for (int item = device::thread_index(); item < packs * (rows / kConvRows); item += kFusedThreads) {
+    const int channel = item % packs * 8, first = item / packs * kConvRows, chunk = device::load(shared.starts + first);
+    Bytes16 raw[kHistory + kConvRows];
+#pragma unroll
+    for (int i = 0; i < kHistory + kConvRows; ++i) {
+      const int t = first - kHistory + i;
+      raw[i] = Bytes16{};
+      if (t >= chunk && t < tile.rows) {
+        raw[i] = device::load(reinterpret_cast<const Bytes16*>(input_row(s, in, tile.begin + t) + s.hidden + channel));
+      }
+    }
+    float weight[kFusedTaps][8], x[kFusedTaps][8];  // x[j] is that of j rows before
+#pragma unroll
+    for (int j = 0; j < kFusedTaps; ++j) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const auto w = device::Pack<float>::read(shared.conv + (kFusedTaps - 1 - j) * s.channels + channel + 4 * half);
+#pragma unroll
+        for (int c = 0; c < 4; ++c) {
+          weight[j][4 * half + c] = w.value[c];
+        }
+      }
+      unpack(x[j], raw[kHistory - 1 - j < 0 ? 0 : kHistory - 1 - j]);
+    }
+#pragma unroll
+    for (int i = 0; i < kConvRows; ++i) {
+      const bool begins = device::load(shared.starts + first + i) == first + i;
+      Bytes16 packed;
+      float value[8];
+#pragma unroll
+      for (int c = 0; c < 8; ++c) {
+#pragma unroll
+        for (int j = kHistory; j > 0; --j) {
+          x[j][c] = begins ? 0.0f : x[j - 1][c];
+        }
+      }
+      unpack(x[0], raw[kHistory + i]);
+#pragma unroll
+      for (int c = 0; c < 8; ++c) {
+        value[c] = 0;
+#pragma unroll
+        for (int j = 0; j < kFusedTaps; ++j) {
+          value[c] += weight[j][c] * x[j][c];
+        }
+        value[c] *= sigmoid_fast(value[c]);
+      }
+#pragma unroll
+      for (int c = 0; c < 4; ++c) {
+        packed.word[c] = device::pack_bf16(value[2 * c], value[2 * c + 1]);
+      }
+      device::store(reinterpret_cast<Bytes16*>(shared.active + (first + i) * shared.stride + channel), packed);
+    }
+  }
+}
+
+/// Fills delta and decay, a warp per head.
+ATTAMBA_DEVICE void load_steps(const Sizes& s, const Inputs<bf16>& in, const Tile& tile, const Shared& shared) {
+  const int lane = device::lane_index();
+  for (int head = device::warp_index(); head < s.heads; head += kFusedWarps) {
+    const float rate = -device::exp(device::load(in.a_log + head)) * kLog2E;
+    float before = 0;
+    for (int first = 0; first < kRows; first += device::kWarp) {
+      const int t = first + lane;
+      const float delta = t < tile.rows ? softplus(input_step(s, in, tile.begin + t, head)) : 0.0f;
+      float sum = rate * delta;
+#pragma unroll
+      for (int step = 1; step < device::kWarp; step *= 2) {
+        const float other = device::shuffle_up(sum, step);
+        sum += lane >= step ? other : 0.0f;
+      }
+      sum += before;
+      before = device::shuffle(sum, device::kWarp - 1);
+      if (t < kRows) {
+        device::store(shared.delta + head * kRows + t, delta);
+        device::store(shared.decay + head * kRows + t, sum);
+      }
+    }
+  }
+}
+
+// ------------------------------------------------------------------------------------------------ states of long chunks
+// A head's state S [E/Hs, N] lies in workspace as accumulators, so that a lane reads back what a second operand takes: per 16
+// rows of S by 16 columns, per lane, columns 0..7's and 8..15's four values.
+constexpr int kStatePiece = 8 * device::kWarp;
+template <int kHead, int kState>
+ATTAMBA_DEVICE float* state_piece(float* states, int head, int rows16, int columns16) {
+  return states + ((head * (kHead / 16) + rows16) * (kState / 16) + columns16) * kStatePiece + device::lane_index() * 8;
+}
+
+/// acc [16, 16] += X^T (w o B) over strips of the tile's rows, X's columns from `x`, B's from `b`; weight(s) is w_s.
+template <class Weight>
+ATTAMBA_DEVICE void add_outer_products(float (&acc0)[4], float (&acc1)[4], const Shared& shared, int strips, int x, int b,
+                                       const Weight& weight) {
+  const int q = device::lane_index() % 4;
+  for (int strip = 0; strip < strips; ++strip) {
+    std::uint32_t left[4], right[4];
+    load_left_transposed(left, shared.active, shared.stride, strip * kStripRows, x);
+    load_right(right, shared.active, shared.stride, strip * kStripRows, b);
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int row = strip * kStripRows + i * 8 + 2 * q;
+      const float low = weight(row), high = weight(row + 1);
+      right[i] = device::pack_bf16(low_half(right[i]) * low, high_half(right[i]) * high);
+      right[i + 2] = device::pack_bf16(low_half(right[i + 2]) * low, high_half(right[i + 2]) * high);
+    }
+    multiply(acc0, acc1, left, right);
+  }
+}
+
+}  // namespace attamba::kernels::cuda::scan

@@ -1,0 +1,180 @@
+// Y = M X + entry o (C S) on tensor cores: the part that both fused kernels do for every tile.
+#pragma once
+
+#include "kernels/cuda/chunk_scan_fused.h"
+
+namespace attamba::kernels::cuda::scan {
+
+/// Over the four lanes that share rows.
+ATTAMBA_DEVICE float quad_sum(float value) {
+  value += device::shuffle_xor(value, 1);
+  return value + device::shuffle_xor(value, 2);
+}
+
+/// A warp's strip of rows and half of the columns, and its lane's place in fragments.
+struct WarpPlace {
+  int strip = device::warp_index() / kHalves, half = device::warp_index() % kHalves;
+  int g = device::lane_index() / 4, q = device::lane_index() % 4;
+
+  ATTAMBA_DEVICE int first_row() const { return strip * kStripRows; }
+  ATTAMBA_DEVICE int row(int i) const { return strip * kStripRows + g + 8 * i; }
+  template <int kHead>
+  ATTAMBA_DEVICE int first_head() const {
+    return half * (kHalf / kHead);
+  }
+  /// The lane's first column of the warp's head h.
+  template <int kHead>
+  ATTAMBA_DEVICE int column(int h) const {
+    return half * kHalf + h * kHead + 2 * q;
+  }
+};
+
+/// acc [16, 16] = rows of a and of b times each other, over kState columns from a_column and b_column of `active`.
+template <int kState>
+ATTAMBA_DEVICE void row_products(float (&acc)[2][4], const Shared& shared, int a_row, int a_column, int b_row, int b_column) {
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    acc[0][i] = acc[1][i] = 0;
+  }
+#pragma unroll
+  for (int n = 0; n < kState; n += 16) {
+    std::uint32_t left[4], right[4];
+    load_left(left, shared.active, shared.stride, a_row, a_column + n);
+    load_right_transposed(right, shared.active, shared.stride, b_row, b_column + n);
+    multiply(acc[0], acc[1], left, right);
+  }
+}
+
+/// acc [16, kHead] += M X of rows `strip` and the columns of `block`, both of 16 rows of the tile; scores [16, 16].
+template <int kHead>
+ATTAMBA_DEVICE void mix_block(float (&acc)[kHead / 8][4], const float (&scores)[2][4], const Shared& shared,
+                              const WarpPlace& place, int block, int head, const int (&start)[2]) {
+  const float *decay = shared.decay + head * kRows, *delta = shared.delta + head * kRows;
+  const float at[2] = {device::load(decay + place.row(0)), device::load(decay + place.row(1))};
+  float mixing[2][4];
+#pragma unroll
+  for (int j = 0; j < 4; ++j) {
+    const int from = block * kStripRows + j / 2 * 8 + 2 * place.q + j % 2;
+    const float decay_from = device::load(decay + from), delta_from = device::load(delta + from);
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const float weight = device::exp2_fast(at[i] - decay_from) * delta_from;
+      const int e = 2 * i + j % 2;
+      mixing[j / 2][e] = from <= place.row(i) && from >= start[i] ? scores[j / 2][e] * weight : 0.0f;
+    }
+  }
+  std::uint32_t left[4];
+  as_left(left, mixing[0], mixing[1]);
+#pragma unroll
+  for (int p = 0; p < kHead; p += 16) {
+    std::uint32_t right[4];
+    load_right(right, shared.active, shared.stride, block * kStripRows, head * kHead + p);
+    multiply(acc[p / 8], acc[p / 8 + 1], left, right);
+  }
+}
+
+/// acc += entry o (C S).
+template <int kHead, int kState>
+ATTAMBA_DEVICE void add_entry(float (&acc)[kHead / 8][4], const Shared& shared, const WarpPlace& place, int head, int c,
+                              float* state, const int (&start)[2]) {
+  const float* decay = shared.decay + head * kRows;
+  float entry[2];
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    entry[i] = start[i] < 0 ? device::exp2_fast(device::load(decay + place.row(i))) : 0.0f;
+  }
+#pragma unroll
+  for (int p = 0; p < kHead / 16; ++p) {
+    float sum[2][4] = {};
+#pragma unroll
+    for (int n = 0; n < kState / 16; ++n) {
+      std::uint32_t left[4], right[4];
+      load_left(left, shared.active, shared.stride, place.first_row(), c + n * 16);
+      const float* piece = state_piece<kHead, kState>(state, head, p, n);
+      const auto low = device::Pack<float>::read(piece), high = device::Pack<float>::read(piece + 4);
+      right[0] = device::pack_bf16(low.value[0], low.value[1]);
+      right[1] = device::pack_bf16(high.value[0], high.value[1]);
+      right[2] = device::pack_bf16(low.value[2], low.value[3]);
+      right[3] = device::pack_bf16(high.value[2], high.value[3]);
+      multiply(sum[0], sum[1], left, right);
+    }
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      acc[2 * p][i] += entry[i / 2] * sum[0][i];
+      acc[2 * p + 1][i] += entry[i / 2] * sum[1][i];
+    }
+  }
+}
+
+/// y, zero before, of the warp's strip and heads, without the skip.
+template <int kHead, int kState>
+ATTAMBA_DEVICE void mix(const Sizes& s, const Shared& shared, const WarpPlace& place, float* state,
+                        float (&y)[kHalf / kHead][kHead / 8][4]) {
+  const int per_group = s.heads / s.groups;
+  const int start[2] = {device::load(shared.starts + place.row(0)), device::load(shared.starts + place.row(1))};
+  const int earliest = device::load(shared.starts + place.first_row());
+  for (int block = earliest > 0 ? earliest / kStripRows : 0; block <= place.strip; ++block) {
+    float scores[2][4];
+#pragma unroll
+    for (int h = 0; h < kHalf / kHead; ++h) {
+      const int head = place.first_head<kHead>() + h;
+      if (h == 0 || head % per_group == 0) {
+        const int group = head / per_group;
+        row_products<kState>(scores, shared, place.first_row(), s.c_column(group), block * kStripRows, s.b_column(group));
+      }
+      mix_block<kHead>(y[h], scores, shared, place, block, head, start);
+    }
+  }
+  if (earliest < 0) {
+#pragma unroll
+    for (int h = 0; h < kHalf / kHead; ++h) {
+      const int head = place.first_head<kHead>() + h;
+      add_entry<kHead, kState>(y[h], shared, place, head, s.c_column(head / per_group), state, start);
+    }
+  }
+}
+
+/// Start of the chunk that goes on after a full tile, counted from the tile's first row; kRows when none does.
+ATTAMBA_DEVICE int leaving_chunk(const Sizes& s, const Inputs<bf16>& in, const Tile& tile) {
+  const int next = tile.begin + kRows, start = chunk_start(s, in, next);
+  return start < next ? start - tile.begin : kRows;
+}
+
+/// state becomes that at the tile's end, a full tile which the chunk that began at row `leaving` of it leaves.
+template <int kHead, int kState>
+ATTAMBA_DEVICE void pass_state(const Sizes& s, const Shared& shared, int leaving, float* state) {
+  constexpr int kPieces = kFusedHidden / 16;
+  for (int piece = device::warp_index(); piece < kPieces; piece += kFusedWarps) {
+    const int head = piece / (kHead / 16), rows16 = piece % (kHead / 16), b = s.b_column(head / (s.heads / s.groups));
+    const float *decay = shared.decay + head * kRows, *delta = shared.delta + head * kRows;
+    const float at_end = device::load(decay + kRows - 1);
+    const auto weight = [&](int t) {
+      return t >= leaving ? device::exp2_fast(at_end - device::load(decay + t)) * device::load(delta + t) : 0.0f;
+    };
+    const float kept = leaving < 0 ? device::exp2_fast(at_end) : 0.0f;
+#pragma unroll 1
+    for (int n = 0; n < kState / 16; ++n) {
+      float acc[2][4] = {};
+      add_outer_products(acc[0], acc[1], shared, kStrips, head * kHead + rows16 * 16, b + n * 16, weight);
+      float* to = state_piece<kHead, kState>(state, head, rows16, n);
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        device::Pack<float> pack;
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+          pack.value[e] = acc[i][e];
+        }
+        if (leaving < 0) {
+          const auto before = device::Pack<float>::read(to + 4 * i);
+#pragma unroll
+          for (int e = 0; e < 4; ++e) {
+            pack.value[e] += kept * before.value[e];
+          }
+        }
+        pack.write(to + 4 * i);
+      }
+    }
+  }
+}
+
+}  // namespace attamba::kernels::cuda::scan

@@ -12,6 +12,7 @@
 #include <fstream>
 #include <iostream>
 #include <random>
+#include <set>
 #include <span>
 #include <thread>
 
@@ -222,8 +223,11 @@ class Rendezvous {
     return in_range && wanted ? "" : concat("rank ", rank, " has no business here");
   }
 
-  void refuse(const Socket& connection, const std::string& why) const {
-    std::cerr << "tcp: rank " << launch_.rank << " refused a connection: " << why << std::endl;
+  /// Whoever comes again and again is reported once.
+  void refuse(const Socket& connection, const std::string& why) {
+    if (reported_.insert(why).second) {
+      std::cerr << "tcp: rank " << launch_.rank << " refused a connection: " << why << std::endl;
+    }
     Answer answer{.refused = 1};
     assign(answer.why, why.substr(0, answer.why.size() - 1));
     send_all(connection, bytes_of(answer), std::min(deadline_, seconds_from_now(1)));
@@ -347,6 +351,7 @@ class Rendezvous {
   Hello own_;
   Socket listener_;
   std::vector<Hello> everybody_;
+  std::set<std::string> reported_;
 };
 
 }  // namespace

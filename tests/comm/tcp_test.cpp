@@ -86,7 +86,13 @@ int free_port() {
 }
 
 TcpLaunch launch_of(int rank, int size, int port) {
-  return {.rank = rank, .size = size, .rendezvous = concat("127.0.0.1:", port), .secret = "right", .timeout = 20};
+  TcpLaunch launch;
+  launch.rank = rank;
+  launch.size = size;
+  launch.rendezvous = concat("127.0.0.1:", port);
+  launch.secret = "right";
+  launch.timeout = 20;
+  return launch;
 }
 
 std::string sum_of_ranks(TcpCommunicator& comm) {

@@ -52,7 +52,8 @@ class Communicator {
 };
 
 /// MPI when this process was started by mpirun, srun or another MPI launcher (recognised by their environment variables,
-/// without initialising MPI), otherwise a communicator of one rank that needs no MPI. Call once per process.
+/// without initialising MPI), TCP when the environment says who the ranks are and there is no MPI (comm/launch_environment.h),
+/// otherwise a communicator of one rank that needs neither. Call once per process.
 std::unique_ptr<Communicator> make_communicator();
 
 }  // namespace attamba

@@ -1,6 +1,7 @@
 #include "comm/communicator.h"
 #include "comm/launch_environment.h"
 #include "comm/single_process.h"
+#include "comm/tcp_communicator.h"
 #include "src/core/error.h"
 
 #ifdef ATTAMBA_HAS_MPI
@@ -16,8 +17,11 @@ std::unique_ptr<Communicator> make_communicator() {
     return std::make_unique<MpiCommunicator>(launch);
 #else
     throw UsageError(concat("this program was built without MPI (-DATTAMBA_MPI=OFF), but ", launch.launcher,
-                            " says that an MPI launcher started it"));
+                            " says that an MPI launcher started it; ATTAMBA_TRANSPORT=tcp uses TCP instead"));
 #endif
+  }
+  if (launch.tcp) {
+    return std::make_unique<TcpCommunicator>(*launch.tcp);
   }
   return std::make_unique<SingleProcess>();
 }

@@ -15,40 +15,6 @@
 
 namespace attamba {
 
-/// One collective as a rank sees it: enough to compare it with what the other ranks are doing, and to name it in a message.
-struct MpiCommunicator::Call {
-  enum class Kind : std::uint8_t { barrier, all_reduce_sum, start_all_reduce_sum, all_reduce_max, broadcast, all_gather };
-
-  Kind kind = Kind::barrier;
-  DType dtype = DType::float32;
-  int root = 0;
-  std::size_t bytes = 0;
-
-  /// Non-negative; equal exactly if the calls are (up to 2^43 bytes and 2^14 roots).
-  std::int64_t signature() const {
-    return (static_cast<std::int64_t>(kind) << 60) | (static_cast<std::int64_t>(dtype) << 57) |
-           (static_cast<std::int64_t>(root & 0x3fff) << 43) | static_cast<std::int64_t>(bytes & kByteMask);
-  }
-  static Call from_signature(std::int64_t signature) {
-    return {static_cast<Kind>(signature >> 60), static_cast<DType>((signature >> 57) & 7),
-            static_cast<int>((signature >> 43) & 0x3fff), static_cast<std::size_t>(signature) & kByteMask};
-  }
-  std::string_view name() const {
-    constexpr std::array<std::string_view, 6> kNames = {"barrier",        "all_reduce_sum", "start_all_reduce_sum",
-                                                        "all_reduce_max", "broadcast",      "all_gather"};
-    return kNames[static_cast<std::size_t>(kind)];
-  }
-  std::string describe() const {
-    if (kind == Kind::barrier) {
-      return "barrier";
-    }
-    const std::string text = concat(name(), " of ", bytes, " bytes of ", name_of(dtype));
-    return kind == Kind::broadcast ? concat(text, " from rank ", root) : text;
-  }
-
-  static constexpr std::size_t kByteMask = (std::size_t{1} << 43) - 1;
-};
-
 namespace {
 
 /// Integers are added as unsigned ones: the sum wraps, by definition.
@@ -230,9 +196,7 @@ void MpiCommunicator::meet(MPI_Comm group, const Call& call) const {
   check(MPI_Iallreduce(MPI_IN_PLACE, extremes.data(), 2, MPI_INT64_T, MPI_MAX, group, &request), call);
   check(wait_politely(request), call);
   if (extremes[0] != -extremes[1]) {
-    throw Error(concat("ranks do not agree on what to do: rank ", rank_, " of ", size_, " is in ", call.describe(),
-                       "; among all ranks there are ", Call::from_signature(-extremes[1]).describe(), " and ",
-                       Call::from_signature(extremes[0]).describe()));
+    throw Error(call.describe_disagreement(-extremes[1], extremes[0], rank_, size_));
   }
 }
 

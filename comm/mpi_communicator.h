@@ -15,6 +15,7 @@
 #include <string>
 #include <string_view>
 
+#include "comm/collective_call.h"
 #include "comm/communicator.h"
 #include "comm/launch_environment.h"
 #include "comm/ordered_worker.h"
@@ -60,7 +61,7 @@ class MpiCommunicator final : public Communicator {
     ~Session();
     bool owned = false;
   };
-  struct Call;
+  using Call = CollectiveCall;
 
   void meet(MPI_Comm group, const Call& call) const;
   void check(int code, const Call& call) const;

@@ -3,6 +3,7 @@
 #include <cuda_runtime_api.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <chrono>
 #include <condition_variable>
@@ -14,6 +15,7 @@
 #include <iostream>
 #include <mutex>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "comm/checks.h"
@@ -27,10 +29,8 @@ namespace attamba {
 namespace {
 
 /// Positions that the device can report; collectives behind them count as the last one.
-constexpr std::size_t kMostPositions = 4096;
+constexpr std::size_t kMostPositions = 65536;
 constexpr auto kPollInterval = std::chrono::milliseconds(200);
-/// For ncclCommAbort, which can hang itself.
-constexpr auto kAbortTime = std::chrono::seconds(5);
 
 template <class... Parts>
 void check(cudaError_t status, const Parts&... operation) {
@@ -232,16 +232,19 @@ void NcclCommunicator::connect() {
 }
 
 NcclCommunicator::~NcclCommunicator() {
+  // When an exception ends this rank, the job ends next, and the other ranks may be anywhere: nothing is waited for. CUDA's
+  // objects are left to the end of the process.
+  const bool clean = std::uncaught_exceptions() == exceptions_at_start_;
+  if (clean) {
+    cudaStreamSynchronize(stream_);
+  }
   {
     const std::lock_guard lock(mutex_);
     stopping_ = true;
   }
   stopped_.notify_one();
   watchdog_.join();
-  // When an exception ends this rank, the job ends next, and the other ranks may be anywhere: nothing is waited for. CUDA's
-  // objects are left to the end of the process.
-  if (std::uncaught_exceptions() == exceptions_at_start_) {
-    cudaStreamSynchronize(stream_);
+  if (clean) {
     nccl_.destroy(nccl_comm_);
   }
 }
@@ -339,15 +342,9 @@ void NcclCommunicator::watch() {
   }
 }
 
+/// Without ncclCommAbort: it can hang itself, and it would let the other threads go on with sums that never were.
 void NcclCommunicator::give_up(const std::string& reason) {
   std::cerr << "attamba: error: " << reason << std::endl;
-  std::promise<void> promise;
-  const std::future<void> aborted = promise.get_future();
-  std::thread([&nccl = nccl_, comm = nccl_comm_, promise = std::move(promise)]() mutable {
-    nccl.abort(comm);
-    promise.set_value();
-  }).detach();
-  aborted.wait_for(kAbortTime);
   abort(1);
 }
 

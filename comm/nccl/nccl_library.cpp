@@ -30,7 +30,6 @@ NcclLibrary load() {
   find(library, "ncclGetUniqueId", nccl.get_unique_id);
   find(library, "ncclCommInitRankConfig", nccl.init_rank);
   find(library, "ncclCommDestroy", nccl.destroy);
-  find(library, "ncclCommAbort", nccl.abort);
   find(library, "ncclCommGetAsyncError", nccl.async_error);
   find(library, "ncclAllReduce", nccl.all_reduce);
   find(library, "ncclGetErrorString", nccl.error_string);

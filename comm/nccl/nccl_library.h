@@ -11,7 +11,6 @@ struct NcclLibrary {
   decltype(&ncclGetUniqueId) get_unique_id;
   decltype(&ncclCommInitRankConfig) init_rank;
   decltype(&ncclCommDestroy) destroy;
-  decltype(&ncclCommAbort) abort;
   decltype(&ncclCommGetAsyncError) async_error;
   decltype(&ncclAllReduce) all_reduce;
   decltype(&ncclGetErrorString) error_string;

@@ -338,24 +338,22 @@ void ModelPrograms::refresh_compute_weights() {
 /// steps of a run, so all ranks record their reductions at the same step, as NCCL asks.
 void ModelPrograms::run(Replay& replay) {
   const Launch launch{.device = options_.device, .stream = runtime(options_.device).stream()};
-  if (once_) {
-    replay.program.run_observed(launch, std::exchange(once_, nullptr), false);
-    return;
-  }
-  if (observed_) {
-    replay.program.run_observed(launch, observer_, check_finite_);
-    return;
-  }
   const bool reduces =
       communicator_.size() > 1 && (&replay == &replay_of(Kind::closing) || &replay == &replay_of(Kind::empty_closing));
-  if (replay.runs == 1 && (!reduces || communicator_.recordable())) {
-    replay.recorded = runtime(options_.device).record([&] { replay.program.run(launch); });
-  }
-  ++replay.runs;
-  if (replay.recorded) {
-    replay.recorded->launch();
+  if (once_) {
+    replay.program.run_observed(launch, std::exchange(once_, nullptr), false);
+  } else if (observed_) {
+    replay.program.run_observed(launch, observer_, check_finite_);
   } else {
-    replay.program.run(launch);
+    if (replay.runs == 1 && (!reduces || communicator_.recordable())) {
+      replay.recorded = runtime(options_.device).record([&] { replay.program.run(launch); });
+    }
+    ++replay.runs;
+    if (replay.recorded) {
+      replay.recorded->launch();
+    } else {
+      replay.program.run(launch);
+    }
   }
   if (reduces) {
     communicator_.work_enqueued();

@@ -36,6 +36,9 @@ class FakeDevice final : public DeviceRuntime {
   void copy_to_host(void* host, const void* device, std::size_t bytes) override {
     enqueue([=] { copy(host, device, bytes); });
   }
+  void copy_on_device(void* to, const void* from, std::size_t bytes) override {
+    enqueue([=] { copy(to, from, bytes); });
+  }
   void clear(void* device, std::size_t bytes) override {
     enqueue([=] { std::memset(device, 0, bytes); });
   }

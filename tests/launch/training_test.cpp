@@ -120,6 +120,16 @@ TEST_F(Training, DeterministicRunsDoNotDependOnTheNumberOfRanks) {
   }
 }
 
+TEST_F(Training, RanksOverTcpComputeWhatRanksOverMpiCompute) {
+  const std::string tcp = concat("env OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive sh ", ATTAMBA_SOURCE_DIR,
+                                 "/tests/comm/multi_rank/start_ranks.sh 2 ", ATTAMBA_PROGRAM);
+  const Outcome outcome = shell(tcp + arguments("tcp", "--train.deterministic true"));
+  ASSERT_EQ(outcome.exit_code, 0) << outcome.output;
+  EXPECT_THAT(outcome.output, HasSubstr("TCP, 2 ranks on 1 host"));
+  train_well("mpi", 2, "--train.deterministic true");
+  expect_same_run("tcp", "mpi");
+}
+
 TEST_F(Training, MoreRanksThanMicroBatchesIsTheSameRunToo) {
   train_well("wide1", 1, "--train.deterministic true --train.global_batch 2");
   train_well("wide3", 3, "--train.deterministic true --train.global_batch 2");

@@ -1,0 +1,54 @@
+// One collective as a rank sees it: enough to compare it with what the other ranks are doing, and to name it in a message.
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <string_view>
+
+#include "src/core/dtype.h"
+#include "src/core/error.h"
+
+namespace attamba {
+
+struct CollectiveCall {
+  enum class Kind : std::uint8_t { barrier, all_reduce_sum, start_all_reduce_sum, all_reduce_max, broadcast, all_gather };
+
+  Kind kind = Kind::barrier;
+  DType dtype = DType::float32;
+  int root = 0;
+  std::size_t bytes = 0;
+
+  /// Non-negative; equal exactly if the calls are (up to 2^43 bytes and 2^14 roots).
+  std::int64_t signature() const {
+    return (static_cast<std::int64_t>(kind) << 60) | (static_cast<std::int64_t>(dtype) << 57) |
+           (static_cast<std::int64_t>(root & 0x3fff) << 43) | static_cast<std::int64_t>(bytes & kByteMask);
+  }
+  static CollectiveCall from_signature(std::int64_t signature) {
+    return {static_cast<Kind>(signature >> 60), static_cast<DType>((signature >> 57) & 7),
+            static_cast<int>((signature >> 43) & 0x3fff), static_cast<std::size_t>(signature) & kByteMask};
+  }
+  std::string_view name() const {
+    constexpr std::array<std::string_view, 6> kNames = {"barrier",        "all_reduce_sum", "start_all_reduce_sum",
+                                                        "all_reduce_max", "broadcast",      "all_gather"};
+    return kNames[static_cast<std::size_t>(kind)];
+  }
+  std::string describe() const {
+    if (kind == Kind::barrier) {
+      return "barrier";
+    }
+    const std::string text = concat(name(), " of ", bytes, " bytes of ", name_of(dtype));
+    return kind == Kind::broadcast ? concat(text, " from rank ", root) : text;
+  }
+  /// Thrown as an Error by every rank when the smallest and the largest signature of all ranks differ.
+  std::string describe_disagreement(std::int64_t smallest, std::int64_t largest, int rank, int size) const {
+    return concat("ranks do not agree on what to do: rank ", rank, " of ", size, " is in ", describe(),
+                  "; among all ranks there are ", from_signature(smallest).describe(), " and ",
+                  from_signature(largest).describe());
+  }
+
+  static constexpr std::size_t kByteMask = (std::size_t{1} << 43) - 1;
+};
+
+}  // namespace attamba

@@ -34,8 +34,8 @@ constexpr int group_of(std::int64_t columns) {
   return columns <= kItems * kWarp ? kWarp : columns <= kItems * 128 ? 128 : columns <= kMostColumns ? kMostGroup : kLongRow;
 }
 
-/// Blocks of the forward pass: enough to fill a large GPU, and a few rows for each weight that is read.
-constexpr std::int64_t kMostBlocks = 1024;
+/// Groups of the forward pass: enough to fill a large GPU, and a few rows for each weight that is read.
+constexpr std::int64_t kMostGroups = 4096;
 /// Of the backward pass, each of which leaves a row of partial sums of dweight.
 constexpr std::int64_t kMostPartials = 512;
 constexpr std::int64_t kMinPartialRows = 8;
@@ -400,7 +400,7 @@ void run_forward(const char* name, const Launch& launch, Forward<T> f, const Sha
       grid.x = f.rows.count;
       launch_kernel(name, norm_long_rows<T, kWidth>, launch, grid, f);
     } else {
-      f.rows.per_block = std::max<std::int64_t>(groups_per_block(kGroup), ceil_div(f.rows.count, kMostBlocks));
+      f.rows.per_block = groups_per_block(kGroup) * ceil_div(f.rows.count, kMostGroups);
       grid.x = ceil_div(f.rows.count, f.rows.per_block);
       launch_kernel(name, norm_rows<T, kWidth, kGroup>, launch, grid, f);
     }

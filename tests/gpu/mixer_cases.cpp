@@ -14,7 +14,7 @@ namespace {
 struct Layout {
   std::string name;
   std::int64_t sequences = 1, n = 0;
-  std::string strategy;                      ///< empty: plain causal attention, and one chunk per sequence for scans
+  std::string strategy = {};                 ///< empty: plain causal attention, and one chunk per sequence for scans
   std::int64_t size = 8, leading = 0;        ///< of causal attention: the window
   std::vector<std::int32_t> documents = {};  ///< where documents begin, alike in every sequence
 };

@@ -17,7 +17,7 @@ namespace attamba::kernels::cuda::scan {
 using device::bf16;
 using device::Bytes16;
 
-constexpr int kFusedHidden = 256, kFusedTaps = 4;
+constexpr int kFusedHidden = 256, kFusedHead = 32, kFusedTaps = 4;
 constexpr int kRange = 32;  ///< one ballot finds the first chunk
 constexpr int kStripRows = 16, kStrips = 3, kRows = kStrips * kStripRows;
 constexpr int kHalves = 2, kHalf = kFusedHidden / kHalves;  ///< columns of a warp
@@ -28,12 +28,15 @@ constexpr int kConvRows = 8;  ///< rows of a thread's piece of the convolution
 constexpr std::size_t kMostShared = 99 << 10;
 constexpr std::int64_t kMostFusedBlocks = 512;  ///< each with the partial gradients of its ranges
 
-/// Whether the fused kernels serve this shape: 8 heads of 32, N 32 or 128, 4 taps, and as many groups as shared memory holds.
+/// Whether the fused kernels serve this shape: 8 heads of 32, N 32 or 128, 4 taps, and one or two groups as
+/// shared memory holds.
 bool is_fused(const ScanShape& shape);
-std::size_t fused_workspace(const ScanShape& shape, std::int64_t rows, bool backward);
+std::size_t fused_workspace(const ScanShape& shape, std::int64_t rows);
+std::size_t fused_backward_workspace(const ScanShape& shape, std::int64_t rows);
+std::size_t fused_backward_shared(const Sizes& s);
 void fused_forward(const Launch& launch, bf16* out, const Sizes& s, const Inputs<bf16>& in);
 void fused_backward(const Launch& launch, bf16* dzxbcdt, const WeightGradients& gradients, const bf16* dout, const Sizes& s,
-                    const Inputs<bf16>& in);
+                    const Inputs<bf16>& in, const ScanShape& shape);
 
 inline std::int64_t fused_blocks(std::int64_t rows) {
   const std::int64_t ranges = (rows + kRange - 1) / kRange;
@@ -286,20 +289,21 @@ ATTAMBA_DEVICE void load_steps(const Sizes& s, const Inputs<bf16>& in, const Til
 // A head's state S [E/Hs, N] lies in workspace as accumulators, so that a lane reads back what a second operand takes: per 16
 // rows of S by 16 columns, per lane, columns 0..7's and 8..15's four values.
 constexpr int kStatePiece = 8 * device::kWarp;
-template <int kHead, int kState>
-ATTAMBA_DEVICE float* state_piece(float* states, int head, int rows16, int columns16) {
+template <int kHead, int kState, class T>
+ATTAMBA_DEVICE T* state_piece(T* states, int head, int rows16, int columns16) {
   return states + ((head * (kHead / 16) + rows16) * (kState / 16) + columns16) * kStatePiece + device::lane_index() * 8;
 }
 
-/// acc [16, 16] += X^T (w o B) over strips of the tile's rows, X's columns from `x`, B's from `b`; weight(s) is w_s.
+/// acc [16, 16] += m^T (w o v) over strips of the tile's rows, from columns `column` of m and `vectors` of `active`;
+/// weight(t) is w_t.
 template <class Weight>
-ATTAMBA_DEVICE void add_outer_products(float (&acc0)[4], float (&acc1)[4], const Shared& shared, int strips, int x, int b,
-                                       const Weight& weight) {
+ATTAMBA_DEVICE void add_outer_products(float (&acc0)[4], float (&acc1)[4], const bf16* m, int stride, int column,
+                                       const Shared& shared, int vectors, int strips, const Weight& weight) {
   const int q = device::lane_index() % 4;
   for (int strip = 0; strip < strips; ++strip) {
     std::uint32_t left[4], right[4];
-    load_left_transposed(left, shared.active, shared.stride, strip * kStripRows, x);
-    load_right(right, shared.active, shared.stride, strip * kStripRows, b);
+    load_left_transposed(left, m, stride, strip * kStripRows, column);
+    load_right(right, shared.active, shared.stride, strip * kStripRows, vectors);
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const int row = strip * kStripRows + i * 8 + 2 * q;
@@ -309,6 +313,18 @@ ATTAMBA_DEVICE void add_outer_products(float (&acc0)[4], float (&acc1)[4], const
     }
     multiply(acc0, acc1, left, right);
   }
+}
+
+/// Starts the copy of a tile's rows of E columns; those after the last one get zeros up to the end of their strip.
+ATTAMBA_DEVICE void fetch_rows(const Tile& tile, const bf16* from, int stride, bf16* to) {
+  constexpr int kPacks = kFusedHidden / 8;
+  for (int i = device::thread_index(); i < strip_count(tile.rows) * kStripRows * kPacks; i += kFusedThreads) {
+    const int t = i / kPacks, column = i % kPacks * 8;
+    const bool valid = t < tile.rows;
+    device::copy_async_16(to + t * kHiddenStride + column, from + static_cast<std::int64_t>(valid ? t : 0) * stride + column,
+                          valid);
+  }
+  device::copy_async_commit();
 }
 
 }  // namespace attamba::kernels::cuda::scan

@@ -74,10 +74,11 @@ ATTAMBA_DEVICE void normalize(const Sizes& s, const ForwardShared& shared, const
   }
 }
 
-template <int kHead, int kState>
+template <int kState, int kGroups>
 ATTAMBA_KERNEL(kFusedThreads, 2)
-chunk_scan_kernel(Sizes s, Inputs<bf16> in, bf16* out, float* states) {
-  constexpr int kPacks = kFusedHidden / 8;
+chunk_scan_kernel(Sizes given, Inputs<bf16> in, bf16* out, float* states) {
+  constexpr int kPacks = kFusedHidden / 8, kHead = kFusedHead;
+  const Sizes s = fixed_sizes<kState, kGroups>(given);
   const ForwardShared shared(s, SharedMemory());
   const WarpPlace place;
   float* state = states + static_cast<std::int64_t>(block_x()) * kFusedHidden * kState;
@@ -128,20 +129,11 @@ chunk_scan_kernel(Sizes s, Inputs<bf16> in, bf16* out, float* states) {
   }
 }
 
-template <int kHead, int kState>
-void run(const Launch& launch, bf16* out, const Sizes& s, const Inputs<bf16>& in) {
-  const Grid grid{.x = fused_blocks(s.rows), .threads = kFusedThreads, .shared_bytes = ForwardShared::bytes(s)};
-  launch_kernel("chunk_scan", chunk_scan_kernel<kHead, kState>, launch, grid, s, in, out,
-                reinterpret_cast<float*>(launch.scratch.data()));
-}
-
 }  // namespace
 
 bool is_fused(const ScanShape& shape) {
-  const Sizes s = make_sizes(shape, 0);
-  return shape.hidden == kFusedHidden && s.head == kFusedHead && (shape.state == 32 || shape.state == 128) &&
-         shape.conv == kFusedTaps && shape.groups <= kHalves &&
-         std::max(ForwardShared::bytes(s), fused_backward_shared(s)) <= kMostShared;
+  return shape.hidden == kFusedHidden && shape.heads == kFusedHidden / kFusedHead && shape.conv == kFusedTaps &&
+         ((shape.state == 32 && shape.groups <= kHalves) || (shape.state == 128 && shape.groups == 1));
 }
 
 std::size_t fused_workspace(const ScanShape& shape, std::int64_t rows) {
@@ -150,7 +142,11 @@ std::size_t fused_workspace(const ScanShape& shape, std::int64_t rows) {
 }
 
 void fused_forward(const Launch& launch, bf16* out, const Sizes& s, const Inputs<bf16>& in) {
-  s.state == 32 ? run<kFusedHead, 32>(launch, out, s, in) : run<kFusedHead, 128>(launch, out, s, in);
+  const Grid grid{.x = fused_blocks(s.rows), .threads = kFusedThreads, .shared_bytes = ForwardShared::bytes(s)};
+  dispatch_fused(s, [&]<int kState, int kGroups>() {
+    launch_kernel("chunk_scan", chunk_scan_kernel<kState, kGroups>, launch, grid, s, in, out,
+                  reinterpret_cast<float*>(launch.scratch.data()));
+  });
 }
 
 }  // namespace attamba::kernels::cuda::scan

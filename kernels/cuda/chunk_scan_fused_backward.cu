@@ -310,9 +310,10 @@ ATTAMBA_DEVICE void write_partials(const Sizes& s, const BackwardShared& shared,
   }
 }
 
-template <int kState>
+template <int kState, int kGroups>
 ATTAMBA_KERNEL(kFusedThreads, 2)
-chunk_scan_backward_kernel(Sizes s, Inputs<bf16> in, const bf16* dout, bf16* dzxbcdt, float* partials, float* memory) {
+chunk_scan_backward_kernel(Sizes given, Inputs<bf16> in, const bf16* dout, bf16* dzxbcdt, float* partials, float* memory) {
+  const Sizes s = fixed_sizes<kState, kGroups>(given);
   const BackwardShared shared(s, SharedMemory());
   const WarpPlace place;
   const Passing passing = make_passing<kState>(s, memory);
@@ -341,19 +342,7 @@ chunk_scan_backward_kernel(Sizes s, Inputs<bf16> in, const bf16* dout, bf16* dzx
   write_partials(s, shared, place, dnorm, partial, taps_written);
 }
 
-template <int kState>
-void run(const Launch& launch, bf16* dzxbcdt, const bf16* dout, const Sizes& s, const Inputs<bf16>& in, float* partials,
-         float* memory) {
-  const Grid grid{.x = fused_blocks(s.rows), .threads = kFusedThreads, .shared_bytes = BackwardShared::bytes(s)};
-  launch_kernel("chunk_scan_backward", chunk_scan_backward_kernel<kState>, launch, grid, s, in, dout, dzxbcdt, partials,
-                memory);
-}
-
 }  // namespace
-
-std::size_t fused_backward_shared(const Sizes& s) {
-  return BackwardShared::bytes(s);
-}
 
 std::size_t fused_backward_workspace(const ScanShape& shape, std::int64_t rows) {
   const auto blocks = static_cast<std::size_t>(fused_blocks(rows));
@@ -368,8 +357,11 @@ void fused_backward(const Launch& launch, bf16* dzxbcdt, const WeightGradients& 
   ScratchAllocator scratch(launch);
   auto* partials = scratch.take<float>(blocks * static_cast<std::size_t>(s.partial_size()));
   auto* memory = scratch.take<float>(Passing::states_size(shape, s.rows) + blocks * Passing::per_block(shape));
-  s.state == 32 ? run<32>(launch, dzxbcdt, dout, s, in, partials, memory)
-                : run<128>(launch, dzxbcdt, dout, s, in, partials, memory);
+  const Grid grid{.x = fused_blocks(s.rows), .threads = kFusedThreads, .shared_bytes = BackwardShared::bytes(s)};
+  dispatch_fused(s, [&]<int kState, int kGroups>() {
+    launch_kernel("chunk_scan_backward", chunk_scan_backward_kernel<kState, kGroups>, launch, grid, s, in, dout, dzxbcdt,
+                  partials, memory);
+  });
   add_partials(launch, gradients, s, partials, static_cast<std::int64_t>(blocks));
 }
 

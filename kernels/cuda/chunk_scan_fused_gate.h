@@ -58,25 +58,23 @@ ATTAMBA_DEVICE void transpose_quad(std::uint32_t (&word)[4]) {
   }
 }
 
-/// Sums 32 values over the eight lanes of a column; of value base + i the sum is left in value[i], base by the lane.
-ATTAMBA_DEVICE void sum_columns(float (&value)[32]) {
+/// Sums eight values over the eight lanes of a column, and returns the one of value[lane / 4].
+ATTAMBA_DEVICE float sum_columns(float (&value)[8]) {
   const int lane = device::lane_index();
 #pragma unroll
-  for (int mask = 16; mask >= 4; mask /= 2) {
-    const bool upper = (lane & mask) != 0;
+  for (int half = 4; half >= 1; half /= 2) {
+    const bool upper = (lane & 4 * half) != 0;
 #pragma unroll
-    for (int i = 0; i < 16; ++i) {
-      if (i < mask) {
-        const float got = device::shuffle_xor(upper ? value[i] : value[i + mask], mask);
-        value[i] = (upper ? value[i + mask] : value[i]) + got;
-      }
+    for (int i = 0; i < half; ++i) {
+      const float got = device::shuffle_xor(upper ? value[i] : value[i + half], 4 * half);
+      value[i] = (upper ? value[i + half] : value[i]) + got;
     }
   }
+  return value[0];
 }
-/// The column of E whose sum is left in a lane's value[i].
-ATTAMBA_DEVICE int norm_column(const WarpPlace& place, int i) {
-  const int value = (device::lane_index() & 28) + i;
-  return place.column<kFusedHead>(value / 8) + value % 8 / 2 * 8 + value % 2;
+/// The column of E whose sum for the warp's head h is left to a lane.
+ATTAMBA_DEVICE int norm_column(const WarpPlace& place, int h) {
+  return place.column<kFusedHead>(h) + place.g / 2 * 8 + place.g % 2;
 }
 
 /// dY of the tile in place of dout, dz, and dl of each row as its P's row sum; dnorm gets the lane's columns' sums added.
@@ -137,17 +135,21 @@ ATTAMBA_DEVICE void gate_backward(const Sizes& s, const Inputs<bf16>& in, const 
   if (!works) {
     return;
   }
-  float columns[kHalf / 4] = {};
+  float scale[2], pull[2];
 #pragma unroll
   for (int row = 0; row < 2; ++row) {
     const float* sums = shared.sums + place.row(row) * kHalves * 2;
     const float mean = (device::load(sums) + device::load(sums + 2)) / static_cast<float>(kFusedHidden) + s.eps;
-    const float scale = device::rsqrt(mean);
-    const float pull = scale / mean * (device::load(sums + 1) + device::load(sums + 3)) / static_cast<float>(kFusedHidden);
+    scale[row] = device::rsqrt(mean);
+    pull[row] = scale[row] / mean * (device::load(sums + 1) + device::load(sums + 3)) / static_cast<float>(kFusedHidden);
+  }
 #pragma unroll
-    for (int h = 0; h < kHeads; ++h) {
-      const int head = place.first_head<kFusedHead>() + h;
-      const float skip = device::load(in.d_skip + head);
+  for (int h = 0; h < kHeads; ++h) {
+    const int head = place.first_head<kFusedHead>() + h;
+    const float skip = device::load(in.d_skip + head);
+    float columns[8] = {};
+#pragma unroll
+    for (int row = 0; row < 2; ++row) {
       float row_sum = 0;
 #pragma unroll
       for (int i = 0; i < kTiles; ++i) {
@@ -160,10 +162,10 @@ ATTAMBA_DEVICE void gate_backward(const Sizes& s, const Inputs<bf16>& in, const 
           const float gate = e == 0 ? low_half(z[h][row][i]) : high_half(z[h][row][i]), open = sigmoid_fast(gate);
           const float d = e == 0 ? low_half(d_pair) : high_half(d_pair);
           const float whole = y[h][i][2 * row + e] + skip * (e == 0 ? low_half(x) : high_half(x)), u = whole * gate * open;
-          const float du = scale * device::load(shared.inputs.norm + column + e) * d - u * pull;
+          const float du = scale[row] * device::load(shared.inputs.norm + column + e) * d - u * pull[row];
           dy[e] = du * gate * open;
           dz[e] = du * whole * open * (1.0f + gate * (1.0f - open));
-          columns[h * 8 + i * 2 + e] += d * u * scale;
+          columns[i * 2 + e] += d * u * scale[row];
         }
         const std::uint32_t rounded = device::pack_bf16(dy[0], dy[1]);
         device::store(reinterpret_cast<std::uint32_t*>(to), rounded);
@@ -187,11 +189,7 @@ ATTAMBA_DEVICE void gate_backward(const Sizes& s, const Inputs<bf16>& in, const 
             raw);
       }
     }
-  }
-  sum_columns(columns);
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    dnorm[i] += columns[i];
+    dnorm[h] += sum_columns(columns);
   }
 }
 

@@ -7,6 +7,12 @@
 
 namespace attamba::comm_checks {
 
+/// What transports of the host ask first: they read and write the memory themselves.
+inline void in_host_memory(std::string_view operation, const Tensor& data) {
+  require(data.device == Device::cpu, operation, ": ", data.type,
+          " is in a device's memory, which this transport cannot reach");
+}
+
 /// Reductions know float32, float64, int32 and int64; bfloat16 gradients are accumulated and reduced in float32.
 inline void reducible(std::string_view operation, const Tensor& data) {
   require(data.dtype() != DType::bfloat16, operation, ": cannot reduce ", data.type, "; reduce the float32 accumulator");

@@ -18,6 +18,10 @@ class Request {
 
 /// One group of ranks. Collectives must be entered by all ranks in the same order; `start_*` may overlap with anything but
 /// other use of the same memory. Methods throw Error naming the collective, the rank and the size when the transport fails.
+///
+/// Host communicators (MPI, TCP) take host memory alone. Those made for a device (staged, NCCL) also take its memory: then a
+/// collective is one more piece of the work enqueued there (DeviceRuntime). It sees what was enqueued before it, and what is
+/// enqueued after it, or after a request's wait(), sees the result.
 class Communicator {
  public:
   virtual ~Communicator() = default;
@@ -39,6 +43,10 @@ class Communicator {
   /// Rank r's `part` lands at part.bytes() * r of `whole`.
   virtual void all_gather(const Tensor& whole, const Tensor& part) = 0;
   virtual void barrier() = 0;
+  /// Whether start_all_reduce_sum and wait() on device memory may be recorded (DeviceRuntime::record) and replayed.
+  virtual bool recordable() const { return true; }
+  /// Called each time when work with sums of device memory has been enqueued, recorded or not: a watchdog counts from here.
+  virtual void work_enqueued() {}
   /// Ends the whole job at once with this exit code; used when one rank cannot go on. Does not return.
   [[noreturn]] virtual void abort(int exit_code) = 0;
 };

@@ -25,6 +25,18 @@ std::optional<std::string> environment_variable(const std::string& name) {
   return value == nullptr ? std::nullopt : std::optional<std::string>(value);
 }
 
+double seconds_from_environment(const std::string& name, double otherwise, const EnvironmentLookup& lookup) {
+  const std::optional<std::string> text = lookup(name);
+  if (!text) {
+    return otherwise;
+  }
+  double value = -1;
+  const auto [end, error] = std::from_chars(text->data(), text->data() + text->size(), value);
+  require<UsageError>(error == std::errc() && end == text->data() + text->size() && value >= 0 && value < 1e9, name, " is \"",
+                      *text, "\"; it must be a number of seconds, 0 for no limit");
+  return value;
+}
+
 LaunchEnvironment read_launch_environment(const EnvironmentLookup& lookup) {
   // Inside a SLURM allocation mpirun starts its daemons as a SLURM step, so only mpirun's own count is right for its ranks.
   if (lookup("OMPI_COMM_WORLD_SIZE")) {

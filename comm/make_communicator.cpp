@@ -1,14 +1,23 @@
 #include "comm/communicator.h"
 #include "comm/launch_environment.h"
-#include "comm/mpi_communicator.h"
 #include "comm/single_process.h"
+#include "src/core/error.h"
+
+#ifdef ATTAMBA_HAS_MPI
+#include "comm/mpi_communicator.h"
+#endif
 
 namespace attamba {
 
 std::unique_ptr<Communicator> make_communicator() {
   const LaunchEnvironment launch = read_launch_environment();
   if (launch.mpi) {
+#ifdef ATTAMBA_HAS_MPI
     return std::make_unique<MpiCommunicator>(launch);
+#else
+    throw UsageError(concat("this program was built without MPI (-DATTAMBA_MPI=OFF), but ", launch.launcher,
+                            " says that an MPI launcher started it"));
+#endif
   }
   return std::make_unique<SingleProcess>();
 }

@@ -246,17 +246,20 @@ void MpiCommunicator::sum_in_pieces(MPI_Comm group, const Tensor& data, const Ca
 }
 
 void MpiCommunicator::all_reduce_sum(const Tensor& data) {
+  comm_checks::in_host_memory("all_reduce_sum", data);
   comm_checks::reducible("all_reduce_sum", data);
   sum_in_pieces(foreground_, data, {Call::Kind::all_reduce_sum, data.dtype(), 0, data.bytes()});
 }
 
 std::unique_ptr<Request> MpiCommunicator::start_all_reduce_sum(const Tensor& data) {
+  comm_checks::in_host_memory("start_all_reduce_sum", data);
   comm_checks::reducible("start_all_reduce_sum", data);
   const Call call{Call::Kind::start_all_reduce_sum, data.dtype(), 0, data.bytes()};
   return worker_->post([this, data, call] { sum_in_pieces(background_, data, call); });
 }
 
 void MpiCommunicator::all_reduce_max(const Tensor& data) {
+  comm_checks::in_host_memory("all_reduce_max", data);
   comm_checks::reducible("all_reduce_max", data);
   const Call call{Call::Kind::all_reduce_max, data.dtype(), 0, data.bytes()};
   meet(foreground_, call);
@@ -271,6 +274,7 @@ void MpiCommunicator::all_reduce_max(const Tensor& data) {
 }
 
 void MpiCommunicator::broadcast(const Tensor& data, int root) {
+  comm_checks::in_host_memory("broadcast", data);
   comm_checks::broadcastable(data, root, size_);
   const Call call{Call::Kind::broadcast, data.dtype(), root, data.bytes()};
   meet(foreground_, call);
@@ -281,6 +285,8 @@ void MpiCommunicator::broadcast(const Tensor& data, int root) {
 }
 
 void MpiCommunicator::all_gather(const Tensor& whole, const Tensor& part) {
+  comm_checks::in_host_memory("all_gather", whole);
+  comm_checks::in_host_memory("all_gather", part);
   comm_checks::gatherable(whole, part, rank_, size_);
   const Call call{Call::Kind::all_gather, part.dtype(), 0, part.bytes()};
   meet(foreground_, call);

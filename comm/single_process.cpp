@@ -35,6 +35,8 @@ void SingleProcess::broadcast(const Tensor& data, int root) {
 }
 
 void SingleProcess::all_gather(const Tensor& whole, const Tensor& part) {
+  comm_checks::in_host_memory("all_gather", whole);
+  comm_checks::in_host_memory("all_gather", part);
   comm_checks::gatherable(whole, part, rank(), size());
   if (part.bytes() != 0 && whole.data != part.data) {
     std::memcpy(whole.data, part.data, part.bytes());

@@ -94,8 +94,8 @@ std::uint64_t SampleSource::window_count() const {
   return sum;
 }
 
-Loader::Loader(LoaderConfig config, BatchPlan plan, std::size_t depth, std::uint64_t first)
-    : source_(std::move(config)), plan_(std::move(plan)), depth_(std::max<std::size_t>(depth, 1)) {
+Loader::Loader(SampleSource source, BatchPlan plan, std::size_t depth, std::uint64_t first)
+    : source_(std::move(source)), plan_(std::move(plan)), depth_(std::max<std::size_t>(depth, 1)) {
   thread_ = std::jthread([this, first](std::stop_token stop) { run(std::move(stop), first); });
 }
 

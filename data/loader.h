@@ -79,7 +79,7 @@ using BatchPlan = std::function<std::vector<std::uint64_t>(std::uint64_t micro_b
 class Loader {
  public:
   /// At most `depth` batches wait. The plan is called from the loader's thread.
-  Loader(LoaderConfig config, BatchPlan plan, std::size_t depth, std::uint64_t first = 0);
+  Loader(SampleSource source, BatchPlan plan, std::size_t depth, std::uint64_t first = 0);
   ~Loader();
   Loader(const Loader&) = delete;
   Loader& operator=(const Loader&) = delete;

@@ -11,6 +11,9 @@ namespace attamba::kernels::cpu {
 /// processors without bfloat16 products, otherwise `dtype` itself.
 DType library_operand_type(DType dtype);
 
+/// "OpenBLAS 0.3.21 (Zen)", "oneDNN 2.6.3 (amx)": the library for products of this type, whether or not training uses it here.
+const char* library_name(DType dtype);
+
 /// The product that `matmul` computes (out = op(a) op(b), or out += ... when `accumulate`) as one plain call of the matrix
 /// library with thread_count() threads of its own, and none of our tiling. Operands are of a type that library_operand_type
 /// returns; the memory must outlive the function. Must not be called inside a parallel region.

@@ -1,6 +1,6 @@
 // Kernels: what they compute on, and the table of functions that a backend provides (kernels/signatures.inc says what each one
 // does). Kernels see views and a launch, never the tape.
-// Arguments: launch, outputs, saved values, inputs, attributes. Letters as in SPEC: T = B n tokens (rows of a batch,
+// Arguments: launch, outputs, saved values, inputs, attributes. Letters as in docs/model.md: T = B n tokens (rows of a batch,
 // flattened), D model width, H heads of d, Hk key/value heads, V vocabulary, E/N/Hs/G/W the SSM's widths.
 //
 // Activations are of the compute type (float32, bfloat16 or float64); "accumulator type" is float64 for float64 and float32
@@ -18,7 +18,7 @@
 
 namespace attamba::kernels {
 
-/// Losses and gradients as 64-bit fixed point: integer sums do not depend on their order (DESIGN 4).
+/// Losses and gradients as 64-bit fixed point: integer sums do not depend on their order.
 inline constexpr double kLossOne = 0x1p32;      ///< one nat; sums up to 2^31 nats fit
 inline constexpr double kGradientOne = 0x1p48;  ///< gradient elements up to 2^15 fit, with a step of 3.6e-15
 
@@ -37,7 +37,7 @@ struct AdamWSettings {
   double clip = 0;  ///< largest global gradient norm; 0: no clipping
 };
 
-/// Which keys each query sees, as two disjoint sets under one softmax (SPEC 3.2; DESIGN 3). All int32, all rows are packed
+/// Which keys each query sees, as two disjoint sets under one softmax (docs/model.md, mask). All int32, all rows are packed
 /// (row = sequence * n + position), so that a batch needs no further index:
 ///   compact keys: rows ends[j] for key_begin[t] <= j < key_end[t];   local keys: rows k with local_begin[t] <= k <= t.
 /// key_begin, key_end and local_begin never decrease with t inside a sequence, and never point outside the query's own
@@ -58,7 +58,7 @@ struct ScanShape {
   std::int64_t projection() const { return 2 * hidden + 2 * groups * state + heads; }  ///< columns of zxBCdt
 };
 
-/// Weights of one SSM (SPEC 3.3), all of the accumulator type, or their gradients.
+/// Weights of one SSM (docs/model.md), all of the accumulator type, or their gradients.
 struct ScanWeights {
   Tensor conv;     ///< [E + 2GN, W]; empty when W = 0
   Tensor a_log;    ///< [Hs]
@@ -82,6 +82,7 @@ namespace cuda {
   X(matmul_library) \
   X(embedding) \
   X(embedding_backward) \
+  X(embedding_backward_workspace) \
   X(linear_cross_entropy) \
   X(linear_cross_entropy_with_gradient) \
   X(linear_cross_entropy_workspace) \

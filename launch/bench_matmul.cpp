@@ -4,7 +4,6 @@
 #include <chrono>
 #include <compare>
 #include <cstdio>
-#include <fstream>
 #include <iostream>
 #include <limits>
 #include <map>
@@ -18,6 +17,7 @@
 #include "launch/bench.h"
 #include "launch/config_options.h"
 #include "launch/session.h"
+#include "src/core/clock.h"
 #include "src/core/error.h"
 #include "src/core/parallel.h"
 #include "src/core/version.h"
@@ -39,10 +39,6 @@ struct BenchMatmulOptions {
   std::int64_t repeats = 5;
   std::string json;
 };
-
-double now() {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
 
 enum class Addend : std::uint8_t { none, separate, in_place };
 
@@ -165,7 +161,8 @@ Loss add_loss_products(Products& products, const Program::Step& step) {
 class Operands {
  public:
   Tensor make(DType dtype, const Shape& shape) {
-    const Tensor tensor{buffers_.emplace_back(TensorType{dtype, shape}.bytes(), "a benchmark").data(), {dtype, shape}};
+    const Tensor tensor{buffers_.emplace_back(Device::cpu, TensorType{dtype, shape}.bytes(), "a benchmark").data(),
+                        {dtype, shape}};
     switch (dtype) {
       case DType::bfloat16:
         fill<bfloat16>(tensor);
@@ -183,7 +180,7 @@ class Operands {
   }
 
   Launch launch(std::size_t scratch) {
-    const HostBuffer& buffer = buffers_.emplace_back(std::max<std::size_t>(scratch, 64), "a benchmark");
+    const Memory& buffer = buffers_.emplace_back(Device::cpu, std::max<std::size_t>(scratch, 64), "a benchmark");
     return {.scratch = {buffer.data(), buffer.size()}};
   }
 
@@ -198,7 +195,7 @@ class Operands {
     });
   }
 
-  std::vector<HostBuffer> buffers_;
+  std::vector<Memory> buffers_;
 };
 
 /// out, a and b of one product, and what is added.
@@ -219,12 +216,12 @@ template <class Body>
 double best_of_block(const Body& body) {
   std::this_thread::sleep_for(kPause);
   double best = kNever;
-  const double begin = now();
+  const double begin = monotonic_seconds();
   do {
-    const double start = now();
+    const double start = monotonic_seconds();
     body();
-    best = std::min(best, now() - start);
-  } while (now() - begin < kBlockSeconds);
+    best = std::min(best, monotonic_seconds() - start);
+  } while (monotonic_seconds() - begin < kBlockSeconds);
   return best;
 }
 
@@ -278,8 +275,8 @@ double measure_loss(const Loss& loss, std::int64_t repeats) {
 
 /// The program is planned but never run: its list of ops is all that is wanted.
 Loss collect(Products& products, const Config& config, Communicator& communicator) {
-  const auto chunking = make_model_chunking(config.model);
-  const ModelPrograms programs(program_options(config, chunking.get()), communicator);
+  const auto chunking = make_model_chunking(config.model, config.data.sequence_length);
+  const ModelPrograms programs(program_options(config, chunking.get(), Device::cpu), communicator);
   Loss loss;
   for (const Program::Step& step : programs.closing_program().steps()) {
     if (step.op->name() == "matmul") {
@@ -296,7 +293,7 @@ Loss collect(Products& products, const Config& config, Communicator& communicato
 class Report {
  public:
   explicit Report(const Config& config) : dtype_(config.train.compute_dtype()) {
-    const char* library = kernels::cpu::matmul_library(dtype_);
+    const char* library = kernels::cpu::library_name(dtype_);
     std::cout << version_line() << "\n  " << config.model.kind << ", " << format_integer(parameter_count(config.model))
               << " parameters, " << config.train.micro_batch << " x " << config.data.sequence_length << " tokens, "
               << config.train.dtype << ", " << thread_count() << " threads; library: " << library << '\n';
@@ -392,14 +389,14 @@ void bench_matmul(const BenchMatmulOptions& options) {
     report.add(product, use, measure(product, options.repeats));
   }
   report.finish(loss.found ? measure_loss(loss, options.repeats) : 0);
-  if (!options.json.empty()) {
-    std::ofstream out(options.json);
-    out << report.json().dump(1) << '\n';
-    require(static_cast<bool>(out), options.json, ": cannot be written");
-  }
+  write_json(options.json, report.json());
 }
 
 }  // namespace
+
+std::string matmul_formula(const Program::Step& step) {
+  return step.op->name() == "matmul" ? product_of_matmul(step).formula() : std::string();
+}
 
 void add_bench_matmul_command(CLI::App& bench) {
   auto options = std::make_shared<BenchMatmulOptions>();

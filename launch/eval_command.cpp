@@ -9,6 +9,7 @@
 #include "comm/single_process.h"
 #include "data/prepare.h"
 #include "launch/commands.h"
+#include "launch/devices.h"
 #include "launch/session.h"
 #include "src/core/error.h"
 #include "src/train/checkpoint.h"
@@ -26,6 +27,7 @@ struct RunOptions {
   std::string run;
   std::int64_t step = -1;
   std::string dtype;
+  std::string device = "auto";
   std::int64_t threads = 0;
 };
 
@@ -34,6 +36,7 @@ struct EvalOptions : RunOptions {
   std::vector<std::string> text;
   std::int64_t windows = 0;
   std::string strategy;
+  std::string chunk_ends;
   std::int64_t chunk_size = 0;
   std::int64_t leading_tokens = -1;
   std::int64_t sliding_window = -1;
@@ -56,13 +59,15 @@ LoadedRun load_run(FoundRun found, const RunOptions& options, std::int64_t seque
   Config& config = run.found.config;
   config.train.dtype = options.dtype.empty() ? config.train.dtype : options.dtype;
   validate(config.model, config.data.sequence_length);
-  run.chunking = make_model_chunking(config.model);
+  run.chunking = make_model_chunking(config.model, config.data.sequence_length);
+  const Device device = open_device(options.device, config.train.compute_dtype(), communicator, true);
   run.programs = std::make_unique<ModelPrograms>(ProgramOptions{.model = config.model,
                                                                 .chunking = run.chunking.get(),
                                                                 .micro_batch = {sequences, config.data.sequence_length},
                                                                 .dtype = config.train.compute_dtype(),
                                                                 .training = false,
-                                                                .logits = logits},
+                                                                .logits = logits,
+                                                                .device = device},
                                                  communicator);
   run.programs->load_weights([&](const std::vector<NamedTensor>& tensors) { load_tensors(run.found.checkpoint, tensors); });
   return run;
@@ -99,6 +104,9 @@ void evaluate(const EvalOptions& options) {
     FoundRun found = find_run(options.run, options.step);
     ChunkingConfig& chunking = found.config.model.chunking;
     chunking.strategy = options.strategy.empty() ? chunking.strategy : options.strategy;
+    chunking.ends_file = !options.chunk_ends.empty()       ? options.chunk_ends
+                         : chunking.strategy == "explicit" ? chunking.ends_file
+                                                           : std::string();
     chunking.size = options.chunk_size > 0 ? options.chunk_size : chunking.size;
     chunking.leading_tokens = options.leading_tokens >= 0 ? options.leading_tokens : chunking.leading_tokens;
     found.config.model.sliding_window =
@@ -162,6 +170,9 @@ void add_run_options(CLI::App& command, RunOptions& options) {
   command.add_option("--step", options.step, "checkpoint of this step; by default the newest");
   command.add_option("--dtype", options.dtype, "compute type; by default the run's")
       ->check(CLI::IsMember({"float32", "bfloat16", "float64"}));
+  command.add_option("--device", options.device, "where to compute; auto = cuda when present")
+      ->check(CLI::IsMember({"auto", "cpu", "cuda"}))
+      ->capture_default_str();
   command.add_option("--threads", options.threads, "threads per rank; 0 = all that this process may use")
       ->capture_default_str();
 }
@@ -177,6 +188,7 @@ void add_eval_command(CLI::App& program) {
   command->add_option("--text", eval->text, "text files instead of a data set");
   command->add_option("--windows", eval->windows, "windows to evaluate; 0 = all")->capture_default_str();
   command->add_option("--chunking", eval->strategy, "chunking strategy instead of the run's");
+  command->add_option("--chunk-ends", eval->chunk_ends, "file of chunk ends, with --chunking explicit");
   command->add_option("--chunk-size", eval->chunk_size, "chunk size P instead of the run's");
   command->add_option("--leading-tokens", eval->leading_tokens, "leading tokens L instead of the run's");
   command->add_option("--sliding-window", eval->sliding_window,

@@ -5,6 +5,7 @@
 
 #include "launch/commands.h"
 #include "launch/config_options.h"
+#include "launch/devices.h"
 #include "launch/session.h"
 #include "src/train/trainer.h"
 
@@ -25,7 +26,10 @@ void train(const ConfigOptions& options) {
     std::signal(SIGINT, handle_stop);
     std::signal(SIGTERM, handle_stop);
     set_threads(config.train.threads, communicator);
-    Trainer(config, communicator).run();
+    const Device device =
+        open_device(config.train.device, config.train.compute_dtype(), communicator, config.train.deterministic);
+    const auto around = device_communicator(config.train.transport, device, communicator);
+    Trainer(config, around ? *around : communicator, device).run();
   });
 }
 
@@ -35,6 +39,8 @@ void add_train_command(CLI::App& program) {
   auto options = std::make_shared<ConfigOptions>();
   CLI::App* command = program.add_subcommand("train", "train a model; run the same line again to go on after an interruption");
   add_config_options(*command, *options);
+  command->add_flag_callback(
+      "--debug", [options] { options->overrides.emplace_back("train.debug", "true"); }, "the same as --train.debug true");
   command->callback([options] { train(*options); });
 }
 

@@ -1,11 +1,13 @@
-// attamba verify: this machine's results against golden files (SPEC 9).
+// attamba verify: this machine's results against golden files (docs/model.md, docs/numerics.md).
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <cstdio>
 #include <filesystem>
 #include <memory>
 
+#include "comm/single_process.h"
 #include "launch/commands.h"
+#include "launch/devices.h"
 #include "src/core/error.h"
 #include "src/train/golden.h"
 
@@ -30,8 +32,8 @@ void print_check(const GoldenCheck& check) {
 }
 
 /// Prints one file's verdict: the worst gradients unless all are asked for. Returns how many checks failed.
-int verify_file(const std::string& file, DType dtype, bool all) {
-  const std::vector<GoldenCheck> checks = verify_golden(read_golden(file), dtype);
+int verify_file(const std::string& file, DType dtype, Device device, bool all) {
+  const std::vector<GoldenCheck> checks = verify_golden(read_golden(file), dtype, device);
   const auto failed = static_cast<int>(std::count_if(checks.begin(), checks.end(), [](const auto& c) { return !c.passed(); }));
   std::printf("%s  %s\n", std::filesystem::path(file).filename().c_str(), failed == 0 ? "PASS" : "FAIL");
   const auto is_gradient = [](const GoldenCheck& check) {
@@ -53,16 +55,18 @@ int verify_file(const std::string& file, DType dtype, bool all) {
 }
 
 void verify(const VerifyOptions& options) {
-  require<UsageError>(options.device != "cuda", "verify: this build computes on the CPU only; use --device cpu");
+  const DType dtype = parse_dtype(options.dtype);
+  const SingleProcess alone;
+  const Device device = open_device(options.device, dtype, alone, true);
   std::printf("  %-58s %10s  %10s\n", "relative to each tensor's norm (losses: absolute)", "error", "tolerance");
   std::vector<std::string> failures;
   for (const std::string& file : options.files) {
-    if (verify_file(file, parse_dtype(options.dtype), options.all) > 0) {
+    if (verify_file(file, dtype, device, options.all) > 0) {
       failures.push_back(std::filesystem::path(file).filename());
     }
   }
-  std::printf("%zu of %zu files passed on the cpu in %s\n", options.files.size() - failures.size(), options.files.size(),
-              options.dtype.c_str());
+  std::printf("%zu of %zu files passed on the %s in %s\n", options.files.size() - failures.size(), options.files.size(),
+              device == Device::cpu ? "cpu" : "gpu", options.dtype.c_str());
   require(failures.empty(), "verify: ", failures.size(), " of ", options.files.size(), " files failed, first ",
           failures.empty() ? std::string() : failures.front());
 }

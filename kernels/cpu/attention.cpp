@@ -1,4 +1,5 @@
-// Attention over compact and local keys (SPEC 3.2; DESIGN 3) in blocks of queries against tiles of keys, with online softmax:
+// Attention over compact and local keys (kernels::AttentionTable) in blocks of queries against tiles of keys, with online
+// softmax:
 //
 //   S = q k^T / sqrt(d);  P = exp(S - lse);  out = P v
 //
@@ -89,12 +90,8 @@ void forward_block(const Block& block, const Sizes& sizes, const TablePointers& 
   std::fill_n(scratch.output, block.rows * distance, A(0));
   alignas(64) A maximum[kMaxRows], sum[kMaxRows] = {}, rescale[kMaxRows];
   std::fill_n(maximum, kMaxRows, kMasked<A>);
-  KeyTile tile;
   Strips strips;
-  for_each_tile(block, tile, [&](const KeyTile&, bool is_compact) {
-    const std::int32_t* ends = is_compact ? table.ends : nullptr;
-    load_keys(scratch.k, distance, arguments.k, tile, ends, block.kv_head, sizes);
-    load_keys(scratch.v, distance, arguments.v, tile, ends, block.kv_head, sizes);
+  for_each_tile(block, sizes, table, arguments.k, arguments.v, scratch, [&](const KeyTile& tile, bool /*is_compact*/) {
     for (std::int64_t lane = 0; lane < block.rows; lane += kPanel<A>) {
       const KeyRange keys = tile.keys_of(lane, block.last_row(lane, kPanel<A>));
       panel_product(keys.from, keys.to, scratch.scores + lane, kScoreDistance<A>, scratch.k, distance,
@@ -133,10 +130,8 @@ std::size_t forward_slot(const TensorType& q, const Sizes& sizes) {
 
 void attention(const Launch& launch, const Tensor& out, const Tensor& lse, const Tensor& q, const Tensor& k, const Tensor& v,
                const AttentionTable& table, std::int64_t sequence_length) {
+  check_attention(out, lse, q, k, v, table, sequence_length);
   const Sizes sizes(q.type, k.type, sequence_length);
-  check_like("v", v, k.type);
-  check_like("out", out, q.type);
-  check_like("lse", lse, lse_type(q.type));
   const TablePointers pointers = checked(table, sizes);
   dispatch_floating(q.dtype(), "attention", [&]<class T>() {
     using A = Accumulator<T>;

@@ -107,12 +107,8 @@ void backward_block(const Block& block, const Sizes& sizes, const TablePointers&
   alignas(64) A lse[kMaxRows] = {}, delta[kMaxRows] = {};
   load_statistics(lse, delta, block, sizes, arguments, scratch);
   std::fill_n(scratch.dq, block.rows * distance, A(0));
-  KeyTile tile;
   Strips strips;
-  for_each_tile(block, tile, [&](const KeyTile&, bool is_compact) {
-    const std::int32_t* ends = is_compact ? table.ends : nullptr;
-    load_keys(scratch.k, distance, arguments.k, tile, ends, block.kv_head, sizes);
-    load_keys(scratch.v, distance, arguments.v, tile, ends, block.kv_head, sizes);
+  for_each_tile(block, sizes, table, arguments.k, arguments.v, scratch, [&](const KeyTile& tile, bool is_compact) {
     for (std::int64_t lane = 0; lane < block.rows; lane += kPanel<A>) {
       const KeyRange keys = tile.keys_of(lane, block.last_row(lane, kPanel<A>));
       panel_product(keys.from, keys.to, scratch.p + lane, kScoreDistance<A>, scratch.k, distance,
@@ -180,14 +176,8 @@ std::size_t backward_slot(const TensorType& q, const Sizes& sizes) {
 void attention_backward(const Launch& launch, const Tensor& dq, const Tensor& dk, const Tensor& dv, const Tensor& dout,
                         const Tensor& out, const Tensor& lse, const Tensor& q, const Tensor& k, const Tensor& v,
                         const AttentionTable& table, std::int64_t sequence_length) {
+  check_attention_backward(dq, dk, dv, dout, out, lse, q, k, v, table, sequence_length);
   const Sizes sizes(q.type, k.type, sequence_length);
-  check_like("dq", dq, q.type);
-  check_like("dout", dout, q.type);
-  check_like("out", out, q.type);
-  check_like("v", v, k.type);
-  check_like("dk", dk, k.type);
-  check_like("dv", dv, k.type);
-  check_like("lse", lse, lse_type(q.type));
   const TablePointers pointers = checked(table, sizes);
   dispatch_floating(q.dtype(), "attention_backward", [&]<class T>() {
     using A = Accumulator<T>;

@@ -3,8 +3,8 @@
 
 #include <atomic>
 
+#include "kernels/attention_checks.h"
 #include "kernels/cpu/attention_tiles.h"
-#include "kernels/kernels.h"
 #include "src/core/parallel.h"
 
 namespace attamba::kernels::cpu::tiles {
@@ -14,17 +14,12 @@ struct Sizes {
   std::int64_t group, block_heads, block_tokens, head_blocks;  ///< rows of a block: block_tokens x block_heads query heads
 
   Sizes(const TensorType& q, const TensorType& k, std::int64_t sequence_length) {
-    const Shape &qs = q.shape, &ks = k.shape;
-    require(qs.rank() == 3 && ks.rank() == 3, "attention: q and k must be [T, H, d], got ", q, " and ", k);
-    tokens = qs[0];
+    check_attention_shapes(q, k, sequence_length);
+    tokens = q.shape[0];
     n = sequence_length;
-    heads = qs[1];
-    kv_heads = ks[1];
-    d = qs[2];
-    require(ks[0] == tokens && ks[2] == d && q.dtype == k.dtype, "attention: q ", q, " does not fit k ", k);
-    require(d > 0 && kv_heads > 0 && heads > 0 && heads % kv_heads == 0, "attention: ", kv_heads,
-            " key/value heads must divide ", heads, " heads, head size ", d);
-    require(n > 0 && tokens % n == 0, "attention: sequence length ", n, " must divide ", tokens, " tokens");
+    heads = q.shape[1];
+    kv_heads = k.shape[1];
+    d = q.shape[2];
     group = heads / kv_heads;
     block_heads = std::min(group, kMaxRows);
     block_tokens = kMaxRows / block_heads;
@@ -40,9 +35,6 @@ struct TablePointers {
 
 /// Checks that the table stays inside its sequences: a wrong one would otherwise read or write foreign memory.
 inline TablePointers checked(const AttentionTable& table, const Sizes& sizes) {
-  for (const Tensor* part : {&table.ends, &table.key_begin, &table.key_end, &table.local_begin}) {
-    require(part->elements() == sizes.tokens, "attention: a table of ", part->type, " for ", sizes.tokens, " tokens");
-  }
   const TablePointers p = {table.ends.as<std::int32_t>(), table.key_begin.as<std::int32_t>(), table.key_end.as<std::int32_t>(),
                            table.local_begin.as<std::int32_t>()};
   for (std::int64_t start = 0; start < sizes.tokens; start += sizes.n) {
@@ -94,19 +86,6 @@ struct Block {
   std::int64_t last_row(std::int64_t panel_begin, std::int64_t panel) const { return std::min(panel_begin + panel, rows) - 1; }
 };
 
-/// Calls body(tile, is_compact) for each tile of the block's keys: local ones first, whose scores include the query's own.
-template <class Body>
-void for_each_tile(const Block& block, KeyTile& tile, const Body& body) {
-  for (const bool is_compact : {false, true}) {
-    const RowKeys& keys = is_compact ? block.compact : block.local;
-    const std::int64_t end = keys.end[block.rows - 1];
-    for (std::int64_t first = keys.begin[0]; first < end; first += kMaxKeys) {
-      tile.set(keys, block.rows, first, std::min(kMaxKeys, end - first));
-      body(tile, is_compact);
-    }
-  }
-}
-
 /// Rows of one head lie far apart in memory, where the processor foresees nothing: they are asked for this many rows ahead.
 inline constexpr std::int64_t kRowsAhead = 8;
 
@@ -151,6 +130,25 @@ void load_keys(A* to, std::int64_t distance, const T* from, const KeyTile& tile,
   });
 }
 
+/// Calls body(tile, is_compact) for each tile of the block's keys: local ones first, whose scores include the query's own.
+/// scratch.k and scratch.v then hold the tile's rows of k and v.
+template <class T, class Scratch, class Body>
+void for_each_tile(const Block& block, const Sizes& sizes, const TablePointers& table, const T* k, const T* v,
+                   const Scratch& scratch, const Body& body) {
+  KeyTile tile;
+  for (const bool is_compact : {false, true}) {
+    const RowKeys& keys = is_compact ? block.compact : block.local;
+    const std::int32_t* ends = is_compact ? table.ends : nullptr;
+    const std::int64_t end = keys.end[block.rows - 1];
+    for (std::int64_t first = keys.begin[0]; first < end; first += kMaxKeys) {
+      tile.set(keys, block.rows, first, std::min(kMaxKeys, end - first));
+      load_keys(scratch.k, scratch.distance, k, tile, ends, block.kv_head, sizes);
+      load_keys(scratch.v, scratch.distance, v, tile, ends, block.kv_head, sizes);
+      body(tile, is_compact);
+    }
+  }
+}
+
 /// Lanes [lane, lane + kPanel) of the tile's keys outside `keys`: not computed, so set to 0.
 template <class A>
 void clear_outside(A* scores, const KeyTile& tile, const KeyRange& keys, std::int64_t lane) {
@@ -191,13 +189,5 @@ struct Taker {
   ScratchAllocator* allocator;
   A* operator()(std::int64_t count) const { return allocator->take<A>(static_cast<std::size_t>(count)); }
 };
-
-inline void check_like(const char* name, const Tensor& tensor, const TensorType& expected) {
-  require(tensor.type == expected, "attention: ", name, " is ", tensor.type, ", expected ", expected);
-}
-
-inline TensorType lse_type(const TensorType& q) {
-  return {accumulator_of(q.dtype), {q.shape[0], q.shape[1]}};
-}
 
 }  // namespace attamba::kernels::cpu::tiles

@@ -1,6 +1,6 @@
-// Chunked selective scan, forward (SPEC 3.3): convolution, SiLU, softplus, scan, skip, gate and norm in one pass over blocks
-// that stay in the cache. Chunks longer than a block take three: what each block adds to the state, the sum along each chunk,
-// and the pass over blocks with their entry states.
+// Chunked selective scan, forward (docs/model.md): convolution, SiLU, softplus, scan, skip, gate and norm in one pass over
+// blocks that stay in the cache. Chunks longer than a block take three: what each block adds to the state, the sum along each
+// chunk, and the pass over blocks with their entry states.
 #include "kernels/chunk_scan_checks.h"
 #include "kernels/cpu/chunk_scan_block.h"
 

@@ -1,4 +1,5 @@
-// The scan of one block, forward (SPEC 3.3), in the dual form of Mamba-2 (Dao and Gu, 2024): inside a run of rows of one chunk
+// The scan of one block, forward (docs/model.md), in the dual form of Mamba-2 (Dao and Gu, 2024): inside a run of rows of one
+// chunk
 //   Y = M X + entry o (C S_in),  M[t, s] = (C_t . B_s) delta_s exp(a_t - a_s) + [s = t] D,  s <= t,
 // with exp(a_t - a_s) as a running product of decays, which neither overflows nor cancels.
 #pragma once

@@ -1,8 +1,10 @@
-// Products of matrices: the output is cut into tiles that depend on its shape alone; each is one one-threaded library call.
+// Products of matrices: our own gemm where it is the fastest, otherwise the output is cut into tiles that depend on its shape
+// alone, each one one-threaded library call.
 #include <algorithm>
 #include <array>
 #include <cstring>
 
+#include "kernels/cpu/gemm.h"
 #include "kernels/cpu/matmul_tile.h"
 #include "kernels/kernels.h"
 
@@ -136,6 +138,16 @@ void write_empty_sum(const Tensor& out, const Tensor& addend) {
   }
 }
 
+GemmProblem gemm_of(const Problem& problem, const void* a, const void* b, void* out, void* addend) {
+  return {problem.m,
+          problem.n,
+          problem.k,
+          {a, problem.tile.a_stride, problem.tile.transpose_a, problem.tile.input},
+          {b, problem.tile.b_stride, !problem.tile.transpose_b, problem.tile.input},
+          {out, problem.n, problem.tile.output},
+          {addend, problem.n, problem.tile.output}};
+}
+
 }  // namespace
 
 std::size_t matmul_workspace(const TensorType& out, const TensorType& a, const TensorType& b, bool transpose_a,
@@ -143,6 +155,9 @@ std::size_t matmul_workspace(const TensorType& out, const TensorType& a, const T
   const Problem problem = make_problem(out, a, b, transpose_a, transpose_b);
   if (problem.m == 0 || problem.n == 0 || problem.k == 0) {
     return 0;
+  }
+  if (runs_in_gemm(tile_of(problem, problem.m, problem.n, false))) {
+    return gemm_scratch_bytes(gemm_of(problem, nullptr, nullptr, nullptr, nullptr), thread_count());
   }
   const Grid grid(problem);
   return worker_scratch(problem) * std::min<std::size_t>(thread_count(), static_cast<std::size_t>(grid.down * grid.across));
@@ -158,6 +173,10 @@ void matmul(const Launch& launch, const Tensor& out, const Tensor& a, const Tens
   }
   if (problem.k == 0) {
     write_empty_sum(out, addend);
+    return;
+  }
+  if (runs_in_gemm(tile_of(problem, problem.m, problem.n, false))) {
+    gemm(gemm_of(problem, a.data, b.data, out.data, addend.data), launch.scratch.data(), launch.scratch.size(), thread_count());
     return;
   }
   const Grid grid(problem);

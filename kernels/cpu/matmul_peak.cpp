@@ -9,6 +9,7 @@
 #include <unordered_map>
 
 #include "kernels/benchmarks.h"
+#include "kernels/cpu/gemm.h"
 #include "kernels/cpu/matmul_onednn.h"
 #include "kernels/cpu/matmul_tile.h"
 #include "kernels/kernels.h"
@@ -124,7 +125,8 @@ std::function<void()> library_matmul(const Tensor& out, const Tensor& a, const T
 double measure_matmul_peak(DType dtype, double seconds) {
   const DType type = library_operand_type(dtype);
   const TensorType operand{type, {kPeakExtent, kPeakExtent}}, result{accumulator_of(type), operand.shape};
-  const HostBuffer a(operand.bytes(), "a benchmark"), b(operand.bytes(), "a benchmark"), c(result.bytes(), "a benchmark");
+  const Memory a(Device::cpu, operand.bytes(), "a benchmark"), b(Device::cpu, operand.bytes(), "a benchmark"),
+      c(Device::cpu, result.bytes(), "a benchmark");
   fill({}, {a.data(), operand}, 0.5);
   fill({}, {b.data(), operand}, 0.5);
   const auto product = library_matmul({c.data(), result}, {a.data(), operand}, {b.data(), operand}, false, false, false);
@@ -140,10 +142,15 @@ double measure_matmul_peak(DType dtype, double seconds) {
   return kOperations / best;
 }
 
-const char* matmul_library(DType dtype) {
+const char* library_name(DType dtype) {
   static const std::string blas = blas_name();
   static const std::string native = has_native_bfloat16() ? onednn_name() : blas;
   return dtype == DType::bfloat16 ? native.c_str() : blas.c_str();
+}
+
+const char* matmul_library(DType dtype) {
+  const bool own = has_own_gemm() && library_operand_type(dtype) == DType::float32;
+  return own ? "own kernels for AVX2" : library_name(dtype);
 }
 
 }  // namespace attamba::kernels::cpu

@@ -4,6 +4,7 @@
 
 #include <atomic>
 
+#include "kernels/cpu/gemm.h"
 #include "kernels/cpu/matmul_onednn.h"
 #include "src/core/launch.h"
 
@@ -97,6 +98,17 @@ void run_converted(const TileProduct& tile, void* c, const bfloat16* a, const bf
   }
 }
 
+GemmProblem gemm_of(const TileProduct& tile, void* c, const void* a, const void* b) {
+  const GemmSums out{c, tile.c_stride, tile.output};
+  return {tile.m,
+          tile.n,
+          tile.k,
+          {a, tile.a_stride, tile.transpose_a, tile.input},
+          {b, tile.b_stride, !tile.transpose_b, tile.input},
+          out,
+          tile.accumulate ? out : GemmSums{}};
+}
+
 }  // namespace
 
 bool has_native_bfloat16() {
@@ -107,7 +119,15 @@ void assume_native_bfloat16(bool native) {
   native_bfloat16().store(native, std::memory_order_relaxed);
 }
 
+bool runs_in_gemm(const TileProduct& tile) {
+  return has_own_gemm() && tile.m != 1 &&
+         (tile.input == DType::float32 || (tile.input == DType::bfloat16 && !has_native_bfloat16()));
+}
+
 std::size_t tile_scratch_bytes(const TileProduct& tile) {
+  if (runs_in_gemm(tile)) {
+    return gemm_scratch_bytes(gemm_of(tile, nullptr, nullptr, nullptr), 1);
+  }
   if (tile.input != DType::bfloat16) {
     return 0;
   }
@@ -117,6 +137,10 @@ std::size_t tile_scratch_bytes(const TileProduct& tile) {
 }
 
 void run_tile(const TileProduct& tile, void* c, const void* a, const void* b, std::byte* scratch) {
+  if (runs_in_gemm(tile)) {
+    gemm(gemm_of(tile, c, a, b), scratch, tile_scratch_bytes(tile), 1);
+    return;
+  }
   use_one_blas_thread();
   if (tile.input == DType::float32) {
     run_blas(tile, static_cast<float*>(c), static_cast<const float*>(a), static_cast<const float*>(b), tile.k, tile.accumulate,

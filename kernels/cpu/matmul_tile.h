@@ -25,6 +25,8 @@ struct TileProduct {
   friend auto operator<=>(const TileProduct&, const TileProduct&) = default;
 };
 
+/// Whether our own gemm runs this tile. Not one row, as in decoding, where packing b would cost more than multiplying.
+bool runs_in_gemm(const TileProduct& tile);
 /// Scratch of one `run_tile` call.
 std::size_t tile_scratch_bytes(const TileProduct& tile);
 /// Runs on the calling thread alone and never throws: a product that oneDNN refuses is converted and given to OpenBLAS.

@@ -23,16 +23,45 @@ void require_positions(const Tensor& positions, std::int64_t limit) {
           " positions");
 }
 
-/// Turns the pairs of one head's d elements by the angles of `table`.
-template <class A, class T>
-void rotate_head(T* out, const T* x, const A* table, A direction, std::int64_t width) {
+/// Turns the pairs of one head's d elements, x + addend where there is one, by the angles of `table`.
+template <bool kAddend, class A, class T, class X>
+void rotate_head(T* out, const X* x, const T* addend, const A* table, A direction, std::int64_t width) {
 #pragma omp simd
   for (std::int64_t i = 0; i < width; i += 2) {
     const A cosine = table[i], sine = direction * table[i + 1];
-    const A even = convert<A>(x[i]), odd = convert<A>(x[i + 1]);
+    A even = convert<A>(x[i]), odd = convert<A>(x[i + 1]);
+    if constexpr (kAddend) {
+      even += convert<A>(addend[i]);
+      odd += convert<A>(addend[i + 1]);
+    }
     out[i] = convert<T>(even * cosine - odd * sine);
     out[i + 1] = convert<T>(even * sine + odd * cosine);
   }
+}
+
+template <class T, class X>
+void rotate(const Tensor& out, const Tensor& x, const Tensor& addend, const Tensor& table, const Tensor& positions,
+            bool inverse) {
+  using A = Accumulator<T>;
+  const Shape& shape = x.shape();
+  const std::int64_t width = shape[2], row = shape[1] * width;
+  T* const to = out.as<T>();
+  const X* const from = x.as<X>();
+  const T* const added = addend ? addend.as<T>() : nullptr;
+  const A *const angles = table.as<A>(), direction = inverse ? A(-1) : A(1);
+  const std::int32_t* const position = positions.as<std::int32_t>();
+  parallel_ranges(shape[0], row_grain(row), [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t t = begin; t < end; ++t) {
+      for (std::int64_t head = t * row; head < (t + 1) * row; head += width) {
+        const A* const turn = angles + position[t] * width;
+        if (added != nullptr) {
+          rotate_head<true>(to + head, from + head, added + head, turn, direction, width);
+        } else {
+          rotate_head<false>(to + head, from + head, added, turn, direction, width);
+        }
+      }
+    }
+  });
 }
 
 template <class T>
@@ -106,28 +135,26 @@ void swiglu_backward(const Launch&, const Tensor& dgate, const Tensor& dup, cons
   });
 }
 
-void rope(const Launch&, const Tensor& out, const Tensor& x, const Tensor& table, const Tensor& positions, bool inverse) {
+void rope(const Launch&, const Tensor& out, const Tensor& x, const Tensor& addend, const Tensor& table, const Tensor& positions,
+          bool inverse) {
   const Shape& shape = x.shape();
   require(shape.rank() == 3 && shape[2] % 2 == 0, "rope: x is ", x.type, ", expected [T, H, d] with an even d");
-  require_type(out, x.type, "rope", "out");
+  require_type(out, {out.dtype(), shape}, "rope", "out");
+  require(x.dtype() == out.dtype() || x.dtype() == accumulator_of(out.dtype()), "rope: x is ", x.type,
+          ", expected the type of ", out.type, " or its accumulator's");
+  if (addend) {
+    require_type(addend, out.type, "rope", "addend");
+  }
   require(table.shape().rank() == 2, "rope: table is ", table.type, ", expected [n, ", shape[2], "]");
   require_type(table, {accumulator_of(x.dtype()), Shape{table.shape()[0], shape[2]}}, "rope", "table");
   require_type(positions, {DType::int32, Shape{shape[0]}}, "rope", "positions");
   require_positions(positions, table.shape()[0]);
-  dispatch_floating(x.dtype(), "rope", [&]<class T>() {
-    using A = Accumulator<T>;
-    const std::int64_t width = shape[2], row = shape[1] * width;
-    T* const to = out.as<T>();
-    const T* const from = x.as<T>();
-    const A *const angles = table.as<A>(), direction = inverse ? A(-1) : A(1);
-    const std::int32_t* const position = positions.as<std::int32_t>();
-    parallel_ranges(shape[0], row_grain(row), [&](std::int64_t begin, std::int64_t end) {
-      for (std::int64_t t = begin; t < end; ++t) {
-        for (std::int64_t head = t * row; head < (t + 1) * row; head += width) {
-          rotate_head(to + head, from + head, angles + position[t] * width, direction, width);
-        }
-      }
-    });
+  dispatch_floating(out.dtype(), "rope", [&]<class T>() {
+    if (x.dtype() == out.dtype()) {
+      rotate<T, T>(out, x, addend, table, positions, inverse);
+    } else {
+      rotate<T, Accumulator<T>>(out, x, addend, table, positions, inverse);
+    }
   });
 }
 

@@ -362,6 +362,10 @@ void embedding(const Launch&, const Tensor& out, const Tensor& table, const Tens
   });
 }
 
+std::size_t embedding_backward_workspace(const TensorType&) {
+  return 0;
+}
+
 void embedding_backward(const Launch&, const Tensor& dtable, const Tensor& dout, const Tensor& tokens) {
   const std::int64_t vocabulary = dtable.shape()[0], width = dtable.shape().columns(), count = dout.shape().rows();
   require(dout.shape().columns() == width, "embedding_backward: dout ", dout.type, " does not match dtable ", dtable.type);

@@ -1,5 +1,5 @@
-// Chunked selective scan on the GPU (SPEC 3.3): what runs which shape. The fused kernels know the models' bfloat16 shapes, the
-// plain ones all.
+// Chunked selective scan on the GPU (docs/model.md): what runs which shape. The fused kernels know the models' bfloat16 shapes,
+// the plain ones all.
 #include <type_traits>
 
 #include "kernels/chunk_scan_checks.h"

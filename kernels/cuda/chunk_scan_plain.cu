@@ -146,14 +146,21 @@ ATTAMBA_KERNEL(kThreads, 1) sum_partials(Sizes s, const float* partials, WeightG
   for (int p = 0; p < count; ++p) {
     sum += load(partials + static_cast<std::int64_t>(p) * s.partial_size() + i);
   }
-  const int sizes[] = {s.channels * s.conv, s.hidden, s.heads, s.heads, s.heads};
-  float* const to[] = {gradients.conv, gradients.norm, gradients.a_log, gradients.d_skip, gradients.dt_bias};
-  int piece = 0;
-  while (i >= sizes[piece]) {
-    i -= sizes[piece++];
-  }
-  if (to[piece] != nullptr) {
-    store(to[piece] + i, load(to[piece] + i) + sum);
+  // One piece after another: an array of pointers, indexed by a number, would lie in local memory.
+  float* to = nullptr;
+  const auto piece = [&](float* gradient, int size) {
+    if (i >= 0 && i < size && gradient != nullptr) {
+      to = gradient + i;
+    }
+    i -= size;
+  };
+  piece(gradients.conv, s.channels * s.conv);
+  piece(gradients.norm, s.hidden);
+  piece(gradients.a_log, s.heads);
+  piece(gradients.d_skip, s.heads);
+  piece(gradients.dt_bias, s.heads);
+  if (to != nullptr) {
+    store(to, load(to) + sum);
   }
 }
 

@@ -26,7 +26,8 @@ class SharedMemory {
 };
 
 /// The sum over the warp's lanes, in all lanes, in an order that does not depend on the lane.
-ATTAMBA_DEVICE float warp_sum(float value) {
+template <class T>
+ATTAMBA_DEVICE T warp_sum(T value) {
   for (int mask = kWarp / 2; mask > 0; mask /= 2) {
     value += shuffle_xor(value, mask);
   }
@@ -41,16 +42,17 @@ ATTAMBA_DEVICE float warp_max(float value) {
   return value;
 }
 
-/// The sum over the block's threads, in all threads, always in the same order. `partials` holds one float per warp; the block
+/// The sum over the block's threads, in all threads, always in the same order. `partials` holds one number per warp; the block
 /// must not touch it between calls without a barrier.
-ATTAMBA_DEVICE float block_sum(float value, float* partials) {
+template <class T>
+ATTAMBA_DEVICE T block_sum(T value, T* partials) {
   value = warp_sum(value);
   sync_block();  // an earlier sum's readers are done
   if (lane_index() == 0) {
     store(partials + warp_index(), value);
   }
   sync_block();
-  float sum = 0;
+  T sum = 0;
   for (int w = 0; w < block_threads() / kWarp; ++w) {
     sum += load(partials + w);
   }

@@ -9,6 +9,7 @@
 // - Blocks of one launch do not read what others write, except through the integer atomics.
 #pragma once
 
+#include <bit>
 #include <cstddef>
 #include <cstdint>
 
@@ -17,11 +18,15 @@
 #define ATTAMBA_DEVICE __device__ __forceinline__
 #define ATTAMBA_HOST_DEVICE __host__ __device__ __forceinline__
 #define ATTAMBA_KERNEL(threads, blocks_per_multiprocessor) __global__ void __launch_bounds__(threads, blocks_per_multiprocessor)
+/// A kernel's parameter that is a table: read where it arrives, not copied into each thread's local memory.
+#define ATTAMBA_GRID_CONSTANT __grid_constant__
 #else
+#include <cmath>
 #include <source_location>
 #define ATTAMBA_DEVICE inline
 #define ATTAMBA_HOST_DEVICE inline
 #define ATTAMBA_KERNEL(threads, blocks_per_multiprocessor) void
+#define ATTAMBA_GRID_CONSTANT
 #endif
 
 namespace attamba::device {
@@ -201,6 +206,23 @@ ATTAMBA_DEVICE float rsqrt(float x) {
 ATTAMBA_DEVICE float fused_multiply_add(float a, float b, float c) {
   return fmaf(a, b, c);
 }
+/// 1/x to 1 unit in the last place, subnormal numbers being 0.
+ATTAMBA_DEVICE float reciprocal_fast(float x) {
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+/// Rounded correctly.
+ATTAMBA_DEVICE float sqrt(float x) {
+  return __fsqrt_rn(x);
+}
+ATTAMBA_DEVICE double sqrt(double x) {
+  return __dsqrt_rn(x);
+}
+/// The nearest integer, halves to even; |x| < 2^63.
+ATTAMBA_DEVICE std::int64_t round_to_int64(double x) {
+  return __double2ll_rn(x);
+}
 
 #else
 
@@ -266,8 +288,35 @@ float log1p(float x);
 float exp2_fast(float x);
 float rsqrt(float x);
 float fused_multiply_add(float a, float b, float c);
+inline float reciprocal_fast(float x) {
+  return 1 / x;
+}
+inline float sqrt(float x) {
+  return std::sqrt(x);
+}
+inline double sqrt(double x) {
+  return std::sqrt(x);
+}
+inline std::int64_t round_to_int64(double x) {
+  return std::llrint(x);
+}
 
 #endif
+
+/// 64 bits travel as two registers.
+template <class T>
+ATTAMBA_DEVICE T shuffle_xor_64(T value, int mask) {
+  const auto bits = std::bit_cast<std::uint64_t>(value);
+  const std::uint32_t low = shuffle_xor(static_cast<std::uint32_t>(bits), mask);
+  const std::uint32_t high = shuffle_xor(static_cast<std::uint32_t>(bits >> 32), mask);
+  return std::bit_cast<T>((static_cast<std::uint64_t>(high) << 32) | low);
+}
+ATTAMBA_DEVICE double shuffle_xor(double value, int mask) {
+  return shuffle_xor_64(value, mask);
+}
+ATTAMBA_DEVICE std::uint64_t shuffle_xor(std::uint64_t value, int mask) {
+  return shuffle_xor_64(value, mask);
+}
 
 /// A float rounded to an element type.
 template <class T>
@@ -280,10 +329,10 @@ ATTAMBA_DEVICE T from_float(float x) {
 }
 
 ATTAMBA_DEVICE int lane_index() {
-  return thread_index() % kWarp;
+  return static_cast<int>(static_cast<unsigned>(thread_index()) % kWarp);
 }
 ATTAMBA_DEVICE int warp_index() {
-  return thread_index() / kWarp;
+  return static_cast<int>(static_cast<unsigned>(thread_index()) / kWarp);
 }
 
 }  // namespace attamba::device

@@ -1,7 +1,8 @@
-// Where chunks end (SPEC 2). A strategy is one class in one file and one line in registry.cpp.
+// Where chunks end (docs/model.md). A strategy is one class in one file and one line in registry.cpp.
 #pragma once
 
 #include <cstdint>
+#include <filesystem>
 #include <memory>
 #include <span>
 #include <string_view>
@@ -35,8 +36,13 @@ class ChunkingStrategy {
 };
 
 /// Chunk ends given by the caller for every layer (the same for all sequences). Throws UsageError when a list is not strictly
-/// increasing, reaches beyond n or does not end with n - 1.
-std::unique_ptr<ChunkingStrategy> make_explicit_chunking(std::vector<std::vector<std::int32_t>> ends_of_layer, std::int64_t n);
+/// increasing, reaches beyond n or does not end with n - 1; the message starts with `source`.
+std::unique_ptr<ChunkingStrategy> make_explicit_chunking(std::vector<std::vector<std::int32_t>> ends_of_layer, std::int64_t n,
+                                                         std::string_view source = "explicit chunking");
+/// The same from a text file: one line of positions for all layers, or one per layer, between blanks or commas; '#' starts a
+/// comment, and lines without positions do not count. Messages name the file, the layer and the value.
+std::unique_ptr<ChunkingStrategy> read_explicit_chunking(const std::filesystem::path& file, std::int64_t layers,
+                                                         std::int64_t n);
 
 /// A strategy by its name in the configuration. Throws UsageError for names it does not know.
 std::unique_ptr<ChunkingStrategy> make_chunking(std::string_view name, std::int64_t size);

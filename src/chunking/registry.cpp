@@ -1,8 +1,5 @@
-#include <array>
-#include <utility>
-
 #include "src/chunking/chunking.h"
-#include "src/core/error.h"
+#include "src/core/names.h"
 
 namespace attamba {
 namespace {
@@ -20,20 +17,12 @@ constexpr std::array kStrategies{
 
 std::unique_ptr<ChunkingStrategy> make_chunking(std::string_view name, std::int64_t size) {
   require<UsageError>(size >= 1, "chunking: size is ", size, ", must be at least 1");
-  for (const auto& [known, factory] : kStrategies) {
-    if (known == name) {
-      return factory(size);
-    }
-  }
-  throw UsageError(concat("chunking: no strategy named ", name));
+  return require_entry("chunking strategy", kStrategies, name)(size);
 }
 
 const std::vector<std::string_view>& chunking_strategies() {
   static const std::vector<std::string_view> kNames = [] {
-    std::vector<std::string_view> names;
-    for (const auto& [name, factory] : kStrategies) {
-      names.push_back(name);
-    }
+    std::vector<std::string_view> names = names_of(kStrategies);
     names.push_back("explicit");
     return names;
   }();

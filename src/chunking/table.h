@@ -1,4 +1,4 @@
-// From chunk ends to what the kernels read: five int32 arrays over the packed rows of a batch (DESIGN 3).
+// From chunk ends to what the kernels read: five int32 arrays over the packed rows of a batch (docs/architecture.md).
 #pragma once
 
 #include <cstdint>

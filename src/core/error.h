@@ -1,4 +1,4 @@
-// Errors are exceptions that name the operation and the values; only the launcher exits (DESIGN 6).
+// Errors are exceptions that name the operation and the values; only the launcher exits.
 #pragma once
 
 #include <sstream>

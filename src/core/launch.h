@@ -5,11 +5,10 @@
 #include <cstdint>
 #include <span>
 
+#include "src/core/device.h"
 #include "src/core/error.h"
 
 namespace attamba {
-
-enum class Device : std::uint8_t { cpu, cuda };
 
 struct Launch {
   Device device = Device::cpu;

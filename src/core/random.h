@@ -1,5 +1,5 @@
 // Counter-based random numbers (Philox 4x32-10, Salmon et al., SC 2011): a pure function of (key, counter), so that nothing
-// depends on the number of ranks or on the order of calls (DESIGN 2, rule 3).
+// depends on the number of ranks or on the order of calls.
 #pragma once
 
 #include <array>

@@ -1,33 +1,8 @@
 #include "src/core/storage.h"
 
-#include <sys/mman.h>
-
-#include <cstdlib>
-#include <cstring>
-
 #include "src/core/error.h"
 
 namespace attamba {
-
-namespace {
-constexpr std::size_t kHugePage = std::size_t{2} << 20;
-}  // namespace
-
-HostBuffer::HostBuffer(std::size_t bytes, const std::string& purpose) : size_(bytes) {
-  const std::size_t alignment = bytes >= kHugePage ? kHugePage : kAlignment;
-  const std::size_t rounded = (bytes + alignment - 1) / alignment * alignment;
-  memory_.reset(static_cast<std::byte*>(std::aligned_alloc(alignment, rounded == 0 ? alignment : rounded)));
-  require(memory_ != nullptr, "out of memory: ", bytes, " bytes for ", purpose,
-          "; use a smaller micro_batch or recompute = true");
-  if (alignment == kHugePage) {
-    madvise(memory_.get(), rounded, MADV_HUGEPAGE);  // a hint: failing changes nothing but speed
-  }
-  std::memset(memory_.get(), 0, bytes);
-}
-
-void HostBuffer::Free::operator()(std::byte* memory) const {
-  std::free(memory);
-}
 
 Tensor Storage::get(const std::string& name, const TensorType& type) {
   if (const auto found = tensors_.find(name); found != tensors_.end()) {
@@ -51,11 +26,57 @@ void Storage::make_contiguous(std::span<const Entry> entries, const std::string&
     require(!contains(entry.name), "storage: ", entry.name, " exists already");
     bytes += align_up(entry.type.bytes());
   }
-  std::byte* next = buffers_.emplace_back(bytes, purpose).data();
+  std::byte* next = buffers_.emplace_back(device_, bytes, purpose).data();
   for (const Entry& entry : entries) {
-    tensors_[entry.name] = Tensor{next, entry.type};
+    tensors_[entry.name] = Tensor{next, entry.type, device_};
     next += align_up(entry.type.bytes());
   }
+}
+
+Tensor Storage::mirror(const std::string& name) {
+  const Tensor tensor = find(name);
+  if (device_ == Device::cpu) {
+    return tensor;
+  }
+  Mirror& mirror = mirrors_[name];
+  if (!mirror.tensor) {
+    mirror.memory = PinnedMemory(device_, tensor.bytes(), name);
+    mirror.tensor = {mirror.memory.data(), tensor.type};
+  }
+  return mirror.tensor;
+}
+
+void Storage::upload(const std::string& name) {
+  if (device_ != Device::cpu) {
+    const Tensor tensor = find(name);
+    runtime(device_).copy_to_device(tensor.data, mirror(name).data, tensor.bytes());
+  }
+}
+
+void Storage::download(const std::string& name) {
+  if (device_ != Device::cpu) {
+    const Tensor tensor = find(name);
+    runtime(device_).copy_to_host(mirror(name).data, tensor.data, tensor.bytes());
+  }
+}
+
+HostCopy::HostCopy(const Tensor& tensor) : tensor_(tensor) {
+  if (tensor.device != Device::cpu) {
+    memory_.resize(tensor.bytes());
+    tensor_ = {memory_.data(), tensor.type};
+    runtime(tensor.device).copy_to_host(memory_.data(), tensor.data, tensor.bytes());
+    runtime(tensor.device).synchronize();
+  }
+}
+
+void copy_from_host(const Tensor& to, const Tensor& from) {
+  require(to.type == from.type && from.device == Device::cpu, "copy: ", from.type, " from the host does not fit ", to.type);
+  runtime(to.device).copy_to_device(to.data, from.data, to.bytes());
+  runtime(to.device).wait_for_copies();
+}
+
+void clear(const Tensor& tensor) {
+  runtime(tensor.device).clear(tensor.data, tensor.bytes());
 }
 
 }  // namespace attamba

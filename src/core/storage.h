@@ -12,27 +12,12 @@
 
 namespace attamba {
 
-/// Zeroed, 64-byte aligned host memory, backed by huge pages where the system grants them. Freed with the object.
-class HostBuffer {
- public:
-  HostBuffer() = default;
-  /// Throws Error with the size when the system has no such memory.
-  explicit HostBuffer(std::size_t bytes, const std::string& purpose);
-  std::byte* data() const { return memory_.get(); }
-  std::size_t size() const { return size_; }
-
- private:
-  struct Free {
-    void operator()(std::byte* memory) const;
-  };
-  std::unique_ptr<std::byte, Free> memory_;
-  std::size_t size_ = 0;
-};
-
 /// Named tensors with lasting addresses: parameters, gradients, optimizer state, inputs. Programs that name the same tensor
 /// share its memory. Fresh memory is zero.
 class Storage {
  public:
+  explicit Storage(Device device = Device::cpu) : device_(device) {}
+
   struct Entry {
     std::string name;
     TensorType type;
@@ -47,11 +32,42 @@ class Storage {
   /// (every tensor starts at a 64-byte boundary).
   void make_contiguous(std::span<const Entry> entries, const std::string& purpose);
   const std::map<std::string, Tensor>& tensors() const { return tensors_; }
+  Device device() const { return device_; }
+
+  /// Host memory that stands for a tensor which the host writes or reads now and then: the tensor itself on the CPU, otherwise
+  /// memory of the same size that `upload` copies from and `download` copies to. Both are enqueued (DeviceRuntime).
+  Tensor mirror(const std::string& name);
+  void upload(const std::string& name);
+  void download(const std::string& name);
 
  private:
+  struct Mirror {
+    PinnedMemory memory;
+    Tensor tensor;
+  };
+
+  Device device_;
   std::map<std::string, Tensor> tensors_;
-  std::vector<HostBuffer> buffers_;
+  std::vector<Memory> buffers_;
+  std::map<std::string, Mirror> mirrors_;
 };
+
+/// What a tensor holds, for the host: the tensor itself on the CPU, otherwise a copy made when this is constructed, after
+/// everything enqueued before.
+class HostCopy {
+ public:
+  explicit HostCopy(const Tensor& tensor);
+  const Tensor& tensor() const { return tensor_; }
+
+ private:
+  std::vector<std::byte> memory_;
+  Tensor tensor_;
+};
+
+/// Fills a tensor of any device from host memory of the same type; when it returns `from` may be written again.
+void copy_from_host(const Tensor& to, const Tensor& from);
+/// Sets every byte to 0.
+void clear(const Tensor& tensor);
 
 constexpr std::size_t kAlignment = 64;
 constexpr std::size_t align_up(std::size_t bytes) {

@@ -9,6 +9,7 @@
 #include <ostream>
 #include <span>
 
+#include "src/core/device.h"
 #include "src/core/dtype.h"
 #include "src/core/error.h"
 
@@ -78,6 +79,7 @@ inline std::ostream& operator<<(std::ostream& out, const TensorType& type) {
 struct Tensor {
   void* data = nullptr;
   TensorType type;
+  Device device = Device::cpu;  ///< where the memory is; the host reads and writes that of the CPU only
 
   const Shape& shape() const { return type.shape; }
   DType dtype() const { return type.dtype; }
@@ -90,8 +92,10 @@ struct Tensor {
     require(type.dtype == kDTypeOf<T>, "tensor: asked for ", name_of(kDTypeOf<T>), ", holds ", type);
     return static_cast<T*>(data);
   }
+  /// The elements, for the host.
   template <class T>
   std::span<T> span() const {
+    require(device == Device::cpu, "tensor: ", type, " is not in host memory");
     return {as<T>(), static_cast<std::size_t>(elements())};
   }
 };

@@ -1,4 +1,4 @@
-// The op contract (DESIGN 2): an op infers types, says how much scratch it needs, runs over views, and gives its
+// The op contract (docs/architecture.md): an op infers types, says how much scratch it needs, runs over views, and gives its
 // vector-Jacobian product by emitting further ops.
 #pragma once
 
@@ -38,6 +38,10 @@ class Op {
 
   /// Floating-point operations of one run (a multiply-add counts two), for reports.
   virtual double flops(std::span<const TensorType>, std::span<const TensorType>) const { return 0; }
+
+  /// Bytes that one run has to move at least, for reports. The default: every input is read and every output written once, and
+  /// what is written in place is both.
+  virtual std::size_t traffic(std::span<const TensorType> inputs, std::span<const TensorType> outputs) const;
 };
 
 }  // namespace attamba

@@ -1,6 +1,5 @@
 #include "src/graph/program.h"
 
-#include <chrono>
 #include <cmath>
 
 #include "src/core/error.h"
@@ -10,10 +9,12 @@ namespace attamba {
 namespace {
 
 /// Index of the first element that is not finite, or -1.
-std::int64_t first_not_finite(const Tensor& tensor) {
-  if (tensor.dtype() == DType::int32 || tensor.dtype() == DType::int64) {
+std::int64_t first_not_finite(const Tensor& on_device) {
+  if (on_device.dtype() == DType::int32 || on_device.dtype() == DType::int64) {
     return -1;
   }
+  const HostCopy copy(on_device);
+  const Tensor& tensor = copy.tensor();
   return dispatch_floating(tensor.dtype(), "finite check", [&]<class T>() -> std::int64_t {
     const T* data = tensor.as<T>();
     for (std::int64_t i = 0; i < tensor.elements(); ++i) {
@@ -27,9 +28,10 @@ std::int64_t first_not_finite(const Tensor& tensor) {
 
 void require_finite(const Program::Step& step, const Tensor& tensor, std::string_view what, std::size_t index) {
   if (const std::int64_t i = first_not_finite(tensor); i >= 0) {
-    throw Error(concat("not a finite number: ", step.op->name(), " in ", step.scope.empty() ? "the program" : step.scope, ", ",
-                       what, ' ', index, " of type ", tensor.type, ", row ", i / tensor.shape().columns(), ", column ",
-                       i % tensor.shape().columns()));
+    throw NotFinite(concat("not a finite number: ", step.op->name(), " in ", step.scope.empty() ? "the program" : step.scope,
+                           ", ", what, ' ', index, " of type ", tensor.type, ", row ", i / tensor.shape().columns(),
+                           ", column ", i % tensor.shape().columns()),
+                    i / tensor.shape().columns(), tensor.shape().rows());
   }
 }
 
@@ -38,7 +40,7 @@ void require_finite(const Program::Step& step, const Tensor& tensor, std::string
 std::byte* Arena::data() {
   if (memory_.size() < wanted_) {
     require(memory_.size() == 0, "arena: reserved more after a program was built");
-    memory_ = HostBuffer(wanted_, "activations");
+    memory_ = Memory(device_, wanted_, "activations");
   }
   return memory_.data();
 }
@@ -50,29 +52,32 @@ Program::Program(const Tape& tape, const Plan& plan, Storage& storage, Arena& ar
     const int buffer = plan.buffer_of_value[static_cast<std::size_t>(value.id)];
     if (!tensor) {
       tensor = buffer < 0 ? storage.get(tape.info(value).name, tape.type(value))
-                          : Tensor{arena.data() + plan.buffers[static_cast<std::size_t>(buffer)].offset, tape.type(value)};
+                          : Tensor{arena.data() + plan.buffers[static_cast<std::size_t>(buffer)].offset, tape.type(value),
+                                   arena.device()};
     }
     return tensor;
   };
   for (std::size_t s = 0; s < plan.steps.size(); ++s) {
     const Tape::Node& node = tape.nodes()[static_cast<std::size_t>(plan.steps[s])];
-    Step step{.op = node.op, .inputs = {}, .outputs = {}, .scratch = {}, .scope = node.scope};
+    Step step{
+        .op = node.op, .inputs = {}, .outputs = {}, .input_names = {}, .output_names = {}, .scratch = {}, .scope = node.scope};
     std::vector<TensorType> input_types, output_types;
     for (const Value value : node.inputs) {
       step.inputs.push_back(bind(value));
+      step.input_names.push_back(tape.info(value).name);
       input_types.push_back(tape.type(value));
-      step.bytes += tape.type(value).bytes();
     }
     for (const Value value : node.outputs) {
       step.outputs.push_back(bind(value));
+      step.output_names.push_back(tape.info(value).name);
       output_types.push_back(tape.type(value));
-      step.bytes += tape.type(value).bytes();
     }
     if (const int scratch = plan.scratch_of_step[s]; scratch >= 0) {
       const Plan::Buffer& buffer = plan.buffers[static_cast<std::size_t>(scratch)];
       step.scratch = {arena.data() + buffer.offset, buffer.bytes};
     }
     step.flops = node.op->flops(input_types, output_types);
+    step.bytes = node.op->traffic(input_types, output_types);
     steps_.push_back(std::move(step));
   }
 }
@@ -89,11 +94,9 @@ void Program::run_observed(const Launch& launch, const Observer& observer, bool 
   Launch with_scratch = launch;
   for (const Step& step : steps_) {
     with_scratch.scratch = step.scratch;
-    const auto begin = std::chrono::steady_clock::now();
-    step.op->run(with_scratch, step.inputs, step.outputs);
-    const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - begin;
+    const double seconds = runtime(launch.device).seconds_of([&] { step.op->run(with_scratch, step.inputs, step.outputs); });
     if (observer) {
-      observer(step, elapsed.count());
+      observer(step, seconds);
     }
     if (check_finite) {
       for (std::size_t o = 0; o < step.outputs.size(); ++o) {

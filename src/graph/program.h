@@ -18,13 +18,27 @@ namespace attamba {
 /// each plan first, then build the programs.
 class Arena {
  public:
+  explicit Arena(Device device = Device::cpu) : device_(device) {}
   void reserve(std::size_t bytes) { wanted_ = bytes > wanted_ ? bytes : wanted_; }
   std::byte* data();
   std::size_t size() const { return wanted_; }
+  Device device() const { return device_; }
 
  private:
+  Device device_;
   std::size_t wanted_ = 0;
-  HostBuffer memory_;
+  Memory memory_;
+};
+
+/// An op's result that is not a finite number, found by `run_observed`.
+class NotFinite : public Error {
+ public:
+  NotFinite(const std::string& message, std::int64_t row, std::int64_t rows) : Error(message), row_(row), rows_(rows) {}
+  std::int64_t row() const { return row_; }    ///< the first such element's
+  std::int64_t rows() const { return rows_; }  ///< of the whole tensor
+
+ private:
+  std::int64_t row_, rows_;
 };
 
 class Program {
@@ -32,10 +46,11 @@ class Program {
   struct Step {
     std::shared_ptr<const Op> op;
     std::vector<Tensor> inputs, outputs;
+    std::vector<std::string> input_names, output_names;  ///< of leaves, or "scope/op.output"
     std::span<std::byte> scratch;
     std::string scope;
     double flops = 0;
-    std::size_t bytes = 0;  ///< least traffic: every input read and every output written once
+    std::size_t bytes = 0;  ///< least traffic (Op::traffic)
   };
   /// Called after each op with its run time; for reports.
   using Observer = std::function<void(const Step&, double seconds)>;
@@ -46,7 +61,7 @@ class Program {
   /// Replays the ops in order. Addresses and shapes are those of the build; nothing is allocated.
   void run(const Launch& launch) const;
   /// The same, one op at a time with timing, and, when asked, a check after each op that its floating-point results are finite;
-  /// otherwise an Error names the op, the layer, the output and the element.
+  /// otherwise NotFinite names the op, the layer, the output and the element.
   void run_observed(const Launch& launch, const Observer& observer, bool check_finite) const;
 
   const std::vector<Step>& steps() const { return steps_; }

@@ -26,6 +26,19 @@ std::string_view name_of(Role role) {
 
 }  // namespace
 
+std::size_t Op::traffic(std::span<const TensorType> inputs, std::span<const TensorType> outputs) const {
+  std::size_t bytes = 0;
+  for (const std::span<const TensorType> types : {inputs, outputs}) {
+    for (const TensorType& type : types) {
+      bytes += type.bytes();
+    }
+  }
+  for (const int i : mutated()) {
+    bytes += inputs[static_cast<std::size_t>(i)].bytes();
+  }
+  return bytes;
+}
+
 void Op::vjp(VjpContext&) const {
   throw Error(concat(name(), ": has no gradient"));
 }

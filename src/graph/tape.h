@@ -129,6 +129,7 @@ class VjpContext {
         original_outputs_(original_outputs) {}
 
   Tape& tape() { return tape_; }
+  int inputs() const { return static_cast<int>(inputs_.size()); }
   Value input(int i) const { return inputs_[static_cast<std::size_t>(i)]; }
   Value output(int o) const { return outputs_[static_cast<std::size_t>(o)]; }
   /// Gradient of output o; empty when nothing downstream depends on it.

@@ -10,7 +10,7 @@ namespace attamba {
 
 namespace {
 
-/// Rotation angles position * theta^(-2i/d) (SPEC 3.1), computed in double.
+/// Rotation angles position * theta^(-2i/d), computed in double.
 template <class A>
 void fill_rope(std::span<A> table, std::int64_t n, std::int64_t d, double theta) {
   for (std::int64_t t = 0; t < n; ++t) {
@@ -47,31 +47,43 @@ double expected_keys(const ModelConfig& config, const ChunkingStrategy* chunking
   return average_keys(table);
 }
 
+std::span<std::int32_t> BatchWriter::leaf(const std::string& name, const TensorType& type) {
+  storage_.get(name, type);
+  return storage_.mirror(name).span<std::int32_t>();
+}
+
 BatchWriter::BatchWriter(Storage& storage, const ModelConfig& config, const ChunkingStrategy* chunking, std::int64_t sequences,
                          std::int64_t n, DType dtype)
-    : config_(config), chunking_(chunking), sequences_(sequences), length_(n) {
+    : storage_(storage), config_(config), chunking_(chunking), sequences_(sequences), length_(n) {
   const TensorType rows{DType::int32, {sequences * n}};
-  const auto leaf = [&](const std::string& name) { return storage.get(name, rows).span<std::int32_t>(); };
-  tokens_ = leaf(kTokensLeaf);
-  targets_ = leaf(kTargetsLeaf);
-  positions_ = leaf(kPositionsLeaf);
-  const Tensor rope = storage.get(kRopeLeaf, {accumulator_of(dtype), {n, config.head_width()}});
+  tokens_ = leaf(kTokensLeaf, rows);
+  targets_ = leaf(kTargetsLeaf, rows);
+  positions_ = leaf(kPositionsLeaf, rows);
+  table_leaves_.push_back(kPositionsLeaf);
+  storage.get(kRopeLeaf, {accumulator_of(dtype), {n, config.head_width()}});
+  const Tensor rope = storage.mirror(kRopeLeaf);
   if (rope.dtype() == DType::float64) {
     fill_rope(rope.span<double>(), n, config.head_width(), config.rope_theta);
   } else {
     fill_rope(rope.span<float>(), n, config.head_width(), config.rope_theta);
   }
+  storage.upload(kRopeLeaf);
   std::set<std::string> made;
   for (std::int64_t layer = 0; layer < config.n_layers; ++layer) {
     const std::string name = table_name(chunking, layer);
-    if (made.insert(name).second) {
-      tables_.push_back({.ends = leaf(name + ".ends"),
-                         .key_begin = leaf(name + ".key_begin"),
-                         .key_end = leaf(name + ".key_end"),
-                         .local_begin = leaf(name + ".local_begin"),
-                         .starts = leaf(name + ".starts")});
-      layer_of_table_.push_back(layer);
+    if (!made.insert(name).second) {
+      continue;
     }
+    const auto part = [&](const char* suffix) {
+      table_leaves_.push_back(name + suffix);
+      return leaf(table_leaves_.back(), rows);
+    };
+    tables_.push_back({.ends = part(".ends"),
+                       .key_begin = part(".key_begin"),
+                       .key_end = part(".key_end"),
+                       .local_begin = part(".local_begin"),
+                       .starts = part(".starts")});
+    layer_of_table_.push_back(layer);
   }
   fill_tables({.sequences = sequences, .length = n});
 }
@@ -85,18 +97,27 @@ void BatchWriter::fill_tables(const BatchLayout& layout) {
     const std::int32_t start = layout.document_starts.empty() ? 0 : layout.document_starts[at];
     positions_[at] = static_cast<std::int32_t>(row % length_) - start;
   }
+  for (const std::string& name : table_leaves_) {
+    storage_.upload(name);
+  }
 }
 
 void BatchWriter::write(std::span<const std::int32_t> windows, std::span<const std::int32_t> document_starts,
-                        std::span<const std::int64_t> samples, std::uint64_t seed, std::int64_t step) {
+                        std::span<const std::int64_t> samples, std::uint64_t seed, std::int64_t step, std::int64_t used) {
   const auto n = static_cast<std::size_t>(length_);
   require(windows.size() == static_cast<std::size_t>(sequences_) * (n + 1), "batch: ", windows.size(), " tokens for ",
           sequences_, " windows of ", n + 1);
+  runtime(storage_.device()).wait_for_copies();  // of the last batch
   for (std::size_t s = 0; s < static_cast<std::size_t>(sequences_); ++s) {
     const auto window = windows.subspan(s * (n + 1), n + 1);
     std::copy_n(window.begin(), n, tokens_.begin() + static_cast<std::ptrdiff_t>(s * n));
     std::copy_n(window.begin() + 1, n, targets_.begin() + static_cast<std::ptrdiff_t>(s * n));
   }
+  if (used >= 0) {
+    std::fill(targets_.begin() + static_cast<std::ptrdiff_t>(used) * length_, targets_.end(), -1);
+  }
+  storage_.upload(kTokensLeaf);
+  storage_.upload(kTargetsLeaf);
   const bool masked = config_.document_mask && !document_starts.empty();
   // Without documents, tables made for the documents of an earlier batch are wrong too.
   if (masked || filled_for_documents_ || (chunking_ != nullptr && chunking_->varies())) {

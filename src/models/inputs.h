@@ -32,17 +32,21 @@ class BatchWriter {
               std::int64_t n, DType dtype);
 
   /// windows [B, n+1] row-major; document_starts [B, n] (may be empty); samples [B] global sample indices (may be empty).
+  /// Sequences from `used` on (negative: none) have no targets, so their losses are 0. The copy to the device is enqueued.
   void write(std::span<const std::int32_t> windows, std::span<const std::int32_t> document_starts,
-             std::span<const std::int64_t> samples, std::uint64_t seed, std::int64_t step);
+             std::span<const std::int64_t> samples, std::uint64_t seed, std::int64_t step, std::int64_t used = -1);
 
  private:
+  std::span<std::int32_t> leaf(const std::string& name, const TensorType& type);
   void fill_tables(const BatchLayout& layout);
 
+  Storage& storage_;
   const ModelConfig config_;
   const ChunkingStrategy* chunking_;
   std::int64_t sequences_, length_;
   std::span<std::int32_t> tokens_, targets_, positions_;
   std::vector<ChunkTable> tables_;
+  std::vector<std::string> table_leaves_;  ///< names of the leaves of all tables, and of positions
   std::vector<std::int64_t> layer_of_table_;
   bool filled_for_documents_ = false;  ///< whether tables and positions are those of a batch with documents
 };

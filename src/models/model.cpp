@@ -24,9 +24,9 @@ Value ModelBuilder::tokens() {
   return batch_leaf(kTokensLeaf);
 }
 
-Value ModelBuilder::rotated(Value x, std::int64_t head_dim) {
+Value ModelBuilder::rotated(Value x, Value addend, std::int64_t head_dim) {
   const Value table = tape.input(kRopeLeaf, {accumulator_of(dtype), {batch.length, head_dim}});
-  return ops::rope(tape, x, table, batch_leaf(kPositionsLeaf), head_dim);
+  return ops::rope(tape, x, addend, table, batch_leaf(kPositionsLeaf), head_dim, dtype);
 }
 
 ops::AttentionKeys ModelBuilder::attention_keys(std::int64_t layer) {
@@ -62,8 +62,8 @@ Value declare_feed_forward(ModelBuilder& b, Value x, const std::string& prefix) 
   return ops::linear(b.tape, ops::swiglu(b.tape, gate, up), b.matrix(prefix + "w2.weight", width, inner));
 }
 
-Value declare_ssm(ModelBuilder& b, Value u, std::int64_t width, const std::string& prefix, Value starts, Value addend) {
-  constexpr double kGatedNormEps = 1e-5;  // SPEC 3.3
+Ssm declare_ssm(ModelBuilder& b, Value u, std::int64_t width, const std::string& prefix, Value starts) {
+  constexpr double kGatedNormEps = 1e-5;  // docs/model.md, SSM
   const SsmConfig& ssm = b.config.ssm;
   const kernels::ScanShape shape{
       .hidden = ssm.hidden, .state = ssm.state, .heads = ssm.heads, .groups = ssm.groups, .conv = ssm.conv};
@@ -80,7 +80,7 @@ Value declare_ssm(ModelBuilder& b, Value u, std::int64_t width, const std::strin
   }
   weights.norm = b.vector(prefix + "norm.weight", {ssm.hidden}, Initialization::ones);
   const Value y = ops::chunk_scan(b.tape, zxbcdt, weights, starts, shape, kGatedNormEps, b.batch.length);
-  return ops::linear(b.tape, y, b.matrix(prefix + "out_proj.weight", width, ssm.hidden), addend);
+  return {.state = y, .out_proj = b.matrix(prefix + "out_proj.weight", width, ssm.hidden)};
 }
 
 void declare_attention_blocks(ModelBuilder& b, ResidualStream& h, DeclareAttention declare_attention) {

@@ -13,7 +13,7 @@
 
 namespace attamba {
 
-/// How a parameter starts (SPEC 5).
+/// How a parameter starts (docs/model.md, recipe).
 enum class Initialization : std::uint8_t {
   normal,     ///< truncated normal, cut at 3 sigma, sigma = columns^-0.5
   ones,       ///< norms and the SSM's skip
@@ -22,7 +22,7 @@ enum class Initialization : std::uint8_t {
 };
 
 struct ParameterInfo {
-  std::string name;  ///< as in SPEC 4
+  std::string name;  ///< as in docs/model.md
   Shape shape;
   Initialization initialization = Initialization::normal;
 };
@@ -54,8 +54,8 @@ class ModelBuilder : public ModelOptions {
   Value vector(const std::string& name, const Shape& shape, Initialization initialization);
 
   Value tokens();
-  /// q, k [T, heads * head_dim] turned by the rows' positions.
-  Value rotated(Value x, std::int64_t head_dim);
+  /// q, k [T, heads * head_dim], a `linear_unrounded` (+ addend), turned by the rows' positions and rounded.
+  Value rotated(Value x, Value addend, std::int64_t head_dim);
   /// Keys that queries of a layer may see, and the rows at which its chunks start.
   ops::AttentionKeys attention_keys(std::int64_t layer);
   Value chunk_starts(std::int64_t layer);
@@ -84,15 +84,19 @@ class ResidualStream {
   Value stream_, pending_;
 };
 
-/// w2(silu(w1 x) * w3 x) (SPEC 4).
+/// w2(silu(w1 x) * w3 x).
 Value declare_feed_forward(ModelBuilder& builder, Value x, const std::string& prefix);
-/// SSM of SPEC 3.3 over input u [T, width], with `addend` added to its result (eq. 3) where given. starts: where its state
-/// begins.
-Value declare_ssm(ModelBuilder& builder, Value u, std::int64_t width, const std::string& prefix, Value starts, Value addend);
+/// An SSM but for its last product: its result is state out_proj^T.
+struct Ssm {
+  Value state;     ///< [T, E], gated and normed
+  Value out_proj;  ///< [width, E]
+};
+/// The selective SSM (kernels::chunk_scan) over input u [T, width]. starts: where its state begins.
+Ssm declare_ssm(ModelBuilder& builder, Value u, std::int64_t width, const std::string& prefix, Value starts);
 
 /// Attention of one block: x [T, D], already normed -> what it adds to the residual stream. `prefix` is "layers.3.attention.".
 using DeclareAttention = Value (*)(ModelBuilder& builder, Value x, std::int64_t layer, const std::string& prefix);
-/// n_layers times h += attention(norm h); h += feed_forward(norm h) (SPEC 4), each block a recompute segment where asked.
+/// n_layers times h += attention(norm h); h += feed_forward(norm h), each block a recompute segment where asked.
 void declare_attention_blocks(ModelBuilder& builder, ResidualStream& stream, DeclareAttention declare_attention);
 
 /// The blocks of one kind of model: from the embedded tokens to the last block's result.
@@ -108,7 +112,7 @@ struct DeclaredModel {
 };
 DeclaredModel declare_model(Tape& tape, const ModelOptions& options);
 
-/// The strategy that a configuration names; empty for models that do not chunk. `explicit` takes its lists from the caller.
-std::unique_ptr<ChunkingStrategy> make_model_chunking(const ModelConfig& config);
+/// The strategy that a configuration names, for sequences of n tokens; empty for models that do not chunk.
+std::unique_ptr<ChunkingStrategy> make_model_chunking(const ModelConfig& config, std::int64_t n);
 
 }  // namespace attamba

@@ -42,7 +42,11 @@ void check_ssm(const SsmConfig& ssm) {
 }
 
 void check_chunking(const ChunkingConfig& chunking) {
+  check(chunking.strategy != "fattn" && chunking.strategy != "fssm", "chunking.strategy", chunking.strategy,
+        "choosing chunk ends by attention is not implemented; use cyclic, the paper's default, or another of model.chunking's");
   require_known("model.chunking.strategy", chunking.strategy, chunking_strategies());
+  check(chunking.ends_file.empty() || chunking.strategy == "explicit", "chunking.ends_file", chunking.ends_file,
+        "only model.chunking.strategy = \"explicit\" reads it, but that is \"", chunking.strategy, "\"; change one of them");
   check(chunking.size >= 1, "chunking.size", chunking.size,
         "a chunk holds at least one token; use 1 to attend to every token in full, 8 for the paper's model");
   check(chunking.leading_tokens >= 0, "chunking.leading_tokens", chunking.leading_tokens,
@@ -100,7 +104,7 @@ void check_kind(const ModelConfig& c) {
   }
 }
 
-/// Parameters of one SSM whose input and output are `width` wide (SPEC 4).
+/// Parameters of one SSM whose input and output are `width` wide.
 std::int64_t ssm_parameters(const SsmConfig& s, std::int64_t width) {
   const std::int64_t convolved = s.hidden + 2 * s.groups * s.state;
   const std::int64_t in_proj = (s.hidden + convolved + s.heads) * width;
@@ -163,6 +167,7 @@ void validate(const ModelConfig& config) {
     check_extent("ffn_dim", config.ffn_dim);
   }
   check_kind(config);
+  require_trainable(config);
 }
 
 void validate(const ModelConfig& config, std::int64_t sequence_length) {
@@ -170,6 +175,10 @@ void validate(const ModelConfig& config, std::int64_t sequence_length) {
   require<UsageError>(sequence_length >= 1, "data.sequence_length = ", sequence_length,
                       ": must be at least 1; the paper uses 1024");
   if (config.kind == "attamba") {
+    check(config.chunking.strategy != "explicit" || !config.chunking.ends_file.empty(), "chunking.strategy", "\"explicit\"",
+          "name the file that lists the chunk ends in model.chunking.ends_file");
+    check(config.chunking.strategy != "explicit" || !config.document_mask, "document_mask", "true",
+          "explicit chunk ends are those of whole sequences, not of documents; set one of them otherwise");
     check(config.chunking.leading_tokens <= sequence_length, "chunking.leading_tokens", config.chunking.leading_tokens,
           "more than a sequence holds (data.sequence_length = ", sequence_length, "); use at most ", sequence_length,
           ", or model.chunking.strategy = \"none\" for full attention");

@@ -1,4 +1,4 @@
-// The shape of a model: the keys of SPEC section 9, with the published 62M Attamba as the default.
+// The shape of a model: the keys of a configuration's [model], with the published 62M Attamba as the default.
 #pragma once
 
 #include <cstdint>
@@ -11,7 +11,7 @@
 
 namespace attamba {
 
-/// The selective SSM of SPEC 3.3. E = hidden, N = state, Hs = heads, G = groups, W = conv.
+/// The selective SSM (docs/model.md). E = hidden, N = state, Hs = heads, G = groups, W = conv.
 struct SsmConfig {
   std::int64_t hidden = 256;
   std::int64_t state = 32;
@@ -35,11 +35,12 @@ struct SsmConfig {
   }
 };
 
-/// Where chunks end (SPEC 2) and how many recent tokens stay visible one by one (SPEC 3.2).
+/// Where chunks end and how many recent tokens stay visible one by one (docs/model.md).
 struct ChunkingConfig {
   std::string strategy = "cyclic";
   std::int64_t size = 8;             ///< P
   std::int64_t leading_tokens = 16;  ///< L; 0 = the query's own chunk
+  std::string ends_file = "";        ///< explicit; read by `make_model_chunking`
 
   friend bool operator==(const ChunkingConfig&, const ChunkingConfig&) = default;
 
@@ -88,12 +89,15 @@ struct ModelConfig {
   static void describe(Self& self, Visitor&& visit);
 };
 
-/// Throws a UsageError that names the key, its value and the way out when no such model can exist.
+/// Throws a UsageError unless models of this kind can be declared (their registry knows).
+void require_trainable(const ModelConfig& config);
+
+/// Throws a UsageError that names the key, its value and the way out when no such model can exist, or can be trained here.
 void validate(const ModelConfig& config);
 /// The same, for sequences of n tokens.
 void validate(const ModelConfig& config, std::int64_t sequence_length);
 
-/// The number of trained parameters (SPEC 4), of a valid configuration.
+/// The number of trained parameters (docs/model.md), of a valid configuration.
 std::int64_t parameter_count(const ModelConfig& config);
 
 /// The kinds of models that a configuration may describe.
@@ -106,6 +110,8 @@ void ChunkingConfig::describe(Self& self, Visitor&& visit) {
   visit.field("size", self.size, Field{"chunk size P", "tokens"});
   visit.field("leading_tokens", self.leading_tokens,
               Field{"recent tokens L attended one by one, the query's own among them; 0 = those of its chunk", "tokens"});
+  visit.field("ends_file", self.ends_file,
+              Field{"explicit: text file of chunk ends, one line for all layers or one line per layer"});
 }
 
 template <class Self, class Visitor>

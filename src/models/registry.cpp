@@ -1,7 +1,4 @@
-#include <array>
-#include <utility>
-
-#include "src/core/error.h"
+#include "src/core/names.h"
 #include "src/models/model.h"
 
 namespace attamba {
@@ -13,28 +10,24 @@ constexpr std::array kModels{
     std::pair<std::string_view, DeclareBlocks>{"transformer", declare_transformer},
 };
 
-DeclareBlocks find_blocks(std::string_view kind) {
-  for (const auto& [name, declare] : kModels) {
-    if (name == kind) {
-      return declare;
-    }
-  }
-  std::string known;
-  for (const auto& [name, declare] : kModels) {
-    known += concat(known.empty() ? "" : ", ", name);
-  }
-  throw UsageError(concat("model.kind is ", kind, "; this version can train ", known));
-}
-
 }  // namespace
+
+void require_trainable(const ModelConfig& config) {
+  std::string trainable;
+  for (const std::string_view kind : names_of(kModels)) {
+    trainable += concat(trainable.empty() ? "" : ", ", kind);
+  }
+  require<UsageError>(find_entry(kModels, config.kind) != nullptr, "model.kind = \"", config.kind,
+                      "\": this version can train ", trainable);
+}
 
 DeclaredModel declare_model(Tape& tape, const ModelOptions& options) {
   const ModelConfig& config = options.config;
-  const DeclareBlocks declare_blocks = find_blocks(config.kind);
+  require_trainable(config);
   ModelBuilder builder(tape, options);
   const Value embeddings = builder.matrix("tok_embeddings.weight", config.vocab_size, config.dim);
   ResidualStream stream(builder, ops::embedding(tape, embeddings, builder.tokens()));
-  declare_blocks(builder, stream);
+  require_entry("model.kind", kModels, config.kind)(builder, stream);
   DeclaredModel model;
   model.hidden = stream.norm("norm.weight");
   model.output_weight = config.tie_embeddings ? embeddings : builder.matrix("output.weight", config.vocab_size, config.dim);
@@ -42,12 +35,13 @@ DeclaredModel declare_model(Tape& tape, const ModelOptions& options) {
   return model;
 }
 
-std::unique_ptr<ChunkingStrategy> make_model_chunking(const ModelConfig& config) {
+std::unique_ptr<ChunkingStrategy> make_model_chunking(const ModelConfig& config, std::int64_t n) {
   if (config.kind != "attamba") {
     return nullptr;
   }
-  require<UsageError>(config.chunking.strategy != "explicit",
-                      "model.chunking.strategy is explicit, so chunk ends must come with the data (as in golden files)");
+  if (config.chunking.strategy == "explicit") {
+    return read_explicit_chunking(config.chunking.ends_file, config.n_layers, n);
+  }
   return make_chunking(config.chunking.strategy, config.chunking.size);
 }
 

@@ -12,6 +12,7 @@ class PendingReduction {
       // Neighbours in memory (padding included, it stays zero) travel as one piece.
       auto* const begin = static_cast<std::byte*>(leaves[i].data);
       const DType dtype = leaves[i].dtype();
+      const Device device = leaves[i].device;
       std::byte* end = begin;
       for (; i < leaves.size() && leaves[i].dtype() == dtype; ++i) {
         auto* const data = static_cast<std::byte*>(leaves[i].data);
@@ -21,7 +22,7 @@ class PendingReduction {
         end = data + leaves[i].bytes();
       }
       const auto elements = (end - begin) / static_cast<std::ptrdiff_t>(size_of(dtype));
-      requests_.push_back(communicator_.start_all_reduce_sum({begin, {dtype, {elements}}}));
+      requests_.push_back(communicator_.start_all_reduce_sum({begin, {dtype, {elements}}, device}));
     }
   }
 

@@ -4,11 +4,13 @@ namespace attamba::ops {
 
 namespace {
 
+enum class Rounding : std::uint8_t { compute_type, none };
+
 /// out [M, N] = op(a) op(b) (+ addend).
 class Matmul final : public Op {
  public:
-  Matmul(bool transpose_a, bool transpose_b, bool has_addend)
-      : transpose_a_(transpose_a), transpose_b_(transpose_b), has_addend_(has_addend) {}
+  Matmul(bool transpose_a, bool transpose_b, bool has_addend, Rounding rounding)
+      : transpose_a_(transpose_a), transpose_b_(transpose_b), has_addend_(has_addend), rounding_(rounding) {}
 
   std::string_view name() const override { return "matmul"; }
 
@@ -19,7 +21,7 @@ class Matmul final : public Op {
     const std::int64_t n = transpose_b_ ? b.shape.rows() : b.shape.columns();
     require<UsageError>(k == (transpose_b_ ? b.shape.columns() : b.shape.rows()) && a.dtype == b.dtype, "matmul: ", a,
                         transpose_a_ ? "^T" : "", " and ", b, transpose_b_ ? "^T" : "", " do not fit");
-    const TensorType out{a.dtype, {m, n}};
+    const TensorType out{rounding_ == Rounding::none ? accumulator_of(a.dtype) : a.dtype, {m, n}};
     require<UsageError>(!has_addend_ || in[2] == out, "matmul: cannot add ", has_addend_ ? in[2] : out, " to ", out);
     return {out};
   }
@@ -44,6 +46,7 @@ class Matmul final : public Op {
 
  private:
   bool transpose_a_, transpose_b_, has_addend_;
+  Rounding rounding_;
 };
 
 /// gradient [N, K] += dy [T, N]^T x [T, K].
@@ -64,7 +67,7 @@ class LinearWeightGradient final : public Op {
 };
 
 Value emit_matmul(Tape& tape, Value a, Value b, bool transpose_b, Value addend) {
-  auto op = std::make_shared<Matmul>(false, transpose_b, static_cast<bool>(addend));
+  auto op = std::make_shared<Matmul>(false, transpose_b, static_cast<bool>(addend), Rounding::compute_type);
   return addend ? tape.emit_one(std::move(op), {{a, b, addend}}) : tape.emit_one(std::move(op), {{a, b}});
 }
 
@@ -86,6 +89,10 @@ void Matmul::vjp(VjpContext& context) const {
 
 Value linear(Tape& tape, Value x, Value weight, Value addend) {
   return emit_matmul(tape, x, weight, true, addend);
+}
+
+Value linear_unrounded(Tape& tape, Value x, Value weight) {
+  return tape.emit_one(std::make_shared<Matmul>(false, true, false, Rounding::none), {{x, weight}});
 }
 
 }  // namespace attamba::ops

@@ -20,6 +20,9 @@ void contribute(VjpContext& context, int i, Value gradient);
 // ---------------------------------------------------------------------------------------------- matmul.cpp
 /// y [T, out] = x [T, in] weight^T (+ addend [T, out]); weight [out, in].
 Value linear(Tape& tape, Value x, Value weight, Value addend = {});
+/// x weight^T as it was summed up, in the accumulator type: for ops that round it after their own arithmetic. Its gradient is
+/// of the compute type.
+Value linear_unrounded(Tape& tape, Value x, Value weight);
 
 // ---------------------------------------------------------------------------------------------- norm.cpp
 Value rms_norm(Tape& tape, Value x, Value weight, double eps);
@@ -32,8 +35,9 @@ Normed add_rms_norm(Tape& tape, Value a, Value b, Value weight, double eps);
 // ---------------------------------------------------------------------------------------------- pointwise.cpp
 Value add(Tape& tape, Value a, Value b);
 Value swiglu(Tape& tape, Value gate, Value up);
-/// x [T, heads * head_dim]; table [n, head_dim] of cos, sin pairs; positions [T] int32.
-Value rope(Tape& tape, Value x, Value table, Value positions, std::int64_t head_dim);
+/// x (+ addend) [T, heads * head_dim], turned and rounded to the compute type; x may be a `linear_unrounded`. table
+/// [n, head_dim] of cos, sin pairs; positions [T] int32.
+Value rope(Tape& tape, Value x, Value addend, Value table, Value positions, std::int64_t head_dim, DType compute);
 
 // ---------------------------------------------------------------------------------------------- attention.cpp
 /// Leaves of kernels::AttentionTable, and how many keys a query sees on average (for FLOP counts only).

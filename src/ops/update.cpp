@@ -60,22 +60,19 @@ class SquareSum final : public Op {
 class AdamW final : public InPlaceOp {
  public:
   AdamW(std::vector<bool> has_compute, const kernels::AdamWSettings& settings)
-      : has_compute_(std::move(has_compute)), settings_(settings) {}
+      : has_compute_(std::move(has_compute)), settings_(settings), parameters_(has_compute_.size()) {}
   std::string_view name() const override { return "adamw"; }
   void run(const Launch& launch, std::span<const Tensor> in, std::span<const Tensor>) const override {
-    std::vector<kernels::AdamWParameter> parameters;
-    parameters.reserve(has_compute_.size());
     std::size_t next = 2;
-    for (const bool has_compute : has_compute_) {
-      kernels::AdamWParameter p;
-      p.compute = has_compute ? in[next++] : Tensor{};
+    for (std::size_t i = 0; i < parameters_.size(); ++i) {
+      kernels::AdamWParameter& p = parameters_[i];
+      p.compute = has_compute_[i] ? in[next++] : Tensor{};
       p.master = in[next++];
       p.moment1 = in[next++];
       p.moment2 = in[next++];
       p.gradient = in[next++];
-      parameters.push_back(p);
     }
-    kernels::on(launch).adamw(launch, in[0], parameters, in[1], settings_);
+    kernels::on(launch).adamw(launch, in[0], parameters_, in[1], settings_);
   }
   std::vector<int> mutated() const override {
     std::vector<int> indices{0};
@@ -87,10 +84,20 @@ class AdamW final : public InPlaceOp {
     }
     return indices;
   }
+  /// Copies of compute type are written only.
+  std::size_t traffic(std::span<const TensorType> in, std::span<const TensorType> out) const override {
+    std::size_t bytes = Op::traffic(in, out), next = 2;
+    for (const bool has_compute : has_compute_) {
+      bytes -= has_compute ? in[next].bytes() : 0;
+      next += has_compute ? 5 : 4;
+    }
+    return bytes;
+  }
 
  private:
   std::vector<bool> has_compute_;
   kernels::AdamWSettings settings_;
+  mutable std::vector<kernels::AdamWParameter> parameters_;  ///< of the last run; kept so that a step allocates nothing
 };
 
 }  // namespace

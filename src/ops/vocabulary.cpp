@@ -1,3 +1,5 @@
+#include <algorithm>
+
 #include "src/ops/ops.h"
 
 namespace attamba::ops {
@@ -9,10 +11,18 @@ class EmbeddingBackward final : public Op {
  public:
   std::string_view name() const override { return "embedding_backward"; }
   std::vector<TensorType> infer(std::span<const TensorType>) const override { return {}; }
+  std::size_t workspace(Device device, std::span<const TensorType> in, std::span<const TensorType>) const override {
+    return kernels::on(device).embedding_backward_workspace(in[0]);
+  }
   void run(const Launch& launch, std::span<const Tensor> in, std::span<const Tensor>) const override {
     kernels::on(launch).embedding_backward(launch, in[2], in[0], in[1]);
   }
   std::vector<int> mutated() const override { return {2}; }
+  /// Each row of dout goes to one row of the table, which is read and written.
+  std::size_t traffic(std::span<const TensorType> in, std::span<const TensorType>) const override {
+    const std::int64_t elements = std::min(in[0].shape.elements(), in[2].shape.elements());
+    return in[0].bytes() + in[1].bytes() + 2 * static_cast<std::size_t>(elements) * size_of(in[2].dtype);
+  }
 };
 
 /// Inputs: table, tokens.
@@ -26,6 +36,10 @@ class Embedding final : public Op {
   }
   void run(const Launch& launch, std::span<const Tensor> in, std::span<const Tensor> out) const override {
     kernels::on(launch).embedding(launch, out[0], in[0], in[1]);
+  }
+  /// Rows of the table that no token asks for stay unread.
+  std::size_t traffic(std::span<const TensorType> in, std::span<const TensorType> out) const override {
+    return std::min(in[0].bytes(), out[0].bytes()) + in[1].bytes() + out[0].bytes();
   }
   void vjp(VjpContext& context) const override {
     context.tape().emit(std::make_shared<EmbeddingBackward>(),

@@ -4,7 +4,7 @@
 namespace attamba {
 namespace {
 
-/// AdamW with decoupled weight decay on every parameter (SPEC 5; the arithmetic is that of kernels::adamw).
+/// AdamW with decoupled weight decay on every parameter (docs/model.md; the arithmetic is that of kernels::adamw).
 class AdamW final : public Optimizer {
  public:
   explicit AdamW(const OptimizerSettings& settings) : settings_(settings) {}

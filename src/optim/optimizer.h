@@ -10,7 +10,7 @@
 
 namespace attamba {
 
-/// What an optimizer may be told (SPEC 5).
+/// What an optimizer may be told; the defaults are those of the paper's runs.
 struct OptimizerSettings {
   double beta1 = 0.9, beta2 = 0.95, epsilon = 1e-8, weight_decay = 0.033;
   double clip = 1.0;  ///< largest global gradient norm; 0: no clipping

@@ -1,7 +1,4 @@
-#include <array>
-#include <utility>
-
-#include "src/core/error.h"
+#include "src/core/names.h"
 #include "src/optim/optimizer.h"
 
 namespace attamba {
@@ -16,22 +13,11 @@ constexpr std::array kOptimizers{
 }  // namespace
 
 std::unique_ptr<Optimizer> make_optimizer(std::string_view name, const OptimizerSettings& settings) {
-  for (const auto& [known, factory] : kOptimizers) {
-    if (known == name) {
-      return factory(settings);
-    }
-  }
-  throw UsageError(concat("optim.name: no optimizer named ", name));
+  return require_entry("optim.name", kOptimizers, name)(settings);
 }
 
 const std::vector<std::string_view>& optimizer_names() {
-  static const std::vector<std::string_view> kNames = [] {
-    std::vector<std::string_view> names;
-    for (const auto& [name, factory] : kOptimizers) {
-      names.push_back(name);
-    }
-    return names;
-  }();
+  static const std::vector<std::string_view> kNames = names_of(kOptimizers);
   return kNames;
 }
 

@@ -1,13 +1,10 @@
 #include "src/optim/schedule.h"
 
 #include <algorithm>
-#include <array>
 #include <cmath>
 #include <numbers>
-#include <string_view>
-#include <utility>
 
-#include "src/core/error.h"
+#include "src/core/names.h"
 
 namespace attamba {
 namespace {
@@ -53,25 +50,15 @@ constexpr std::array kSchedules{
 }  // namespace
 
 double learning_rate(const ScheduleSettings& settings, std::int64_t step) {
-  for (const auto& [name, factor] : kSchedules) {
-    if (name == settings.name) {
-      if (step < settings.warmup) {
-        return settings.peak * static_cast<double>(step) / static_cast<double>(settings.warmup);
-      }
-      return settings.peak * factor(settings, step);
-    }
+  const Factor factor = require_entry("optim.schedule", kSchedules, settings.name);
+  if (step < settings.warmup) {
+    return settings.peak * static_cast<double>(step) / static_cast<double>(settings.warmup);
   }
-  throw UsageError(concat("optim.schedule: no schedule named ", settings.name));
+  return settings.peak * factor(settings, step);
 }
 
 const std::vector<std::string_view>& schedule_names() {
-  static const std::vector<std::string_view> kNames = [] {
-    std::vector<std::string_view> names;
-    for (const auto& [name, factor] : kSchedules) {
-      names.push_back(name);
-    }
-    return names;
-  }();
+  static const std::vector<std::string_view> kNames = names_of(kSchedules);
   return kNames;
 }
 

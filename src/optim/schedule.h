@@ -1,4 +1,4 @@
-// Learning rate as a function of the optimizer step (SPEC 5).
+// Learning rate as a function of the optimizer step (docs/model.md).
 #pragma once
 
 #include <cstdint>

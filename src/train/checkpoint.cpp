@@ -94,8 +94,9 @@ void write_tensors(const fs::path& path, const std::vector<NamedTensor>& tensors
       const Hdf5Dataset dataset(
           H5Dcreate2(file.get(), named.name.c_str(), type, space.get(), groups.get(), creation.get(), H5P_DEFAULT), "create ",
           named.name, " in ", path.string());
-      require(H5Dwrite(dataset.get(), type, H5S_ALL, H5S_ALL, H5P_DEFAULT, named.tensor.data) >= 0, "checkpoint: cannot write ",
-              named.name, " to ", path.string(), ": ", std::strerror(errno), "; free some space or choose another run.folder");
+      require(H5Dwrite(dataset.get(), type, H5S_ALL, H5S_ALL, H5P_DEFAULT, HostCopy(named.tensor).tensor().data) >= 0,
+              "checkpoint: cannot write ", named.name, " to ", path.string(), ": ", std::strerror(errno),
+              "; free some space or choose another run.folder");
     }
     require(H5Fflush(file.get(), H5F_SCOPE_GLOBAL) >= 0, "checkpoint: cannot write ", path.string(), ": ", std::strerror(errno),
             "; free some space or choose another run.folder");
@@ -170,7 +171,6 @@ void save_checkpoint(const fs::path& folder, const TrainingState& state, const s
     const nlohmann::json manifest{{"format", kFormatVersion},
                                   {"step", state.step},
                                   {"updates", state.updates},
-                                  {"next_sample", state.next_sample},
                                   {"seconds", state.seconds},
                                   {"data_fingerprint", state.data_fingerprint},
                                   {"configuration", state.configuration},
@@ -209,7 +209,6 @@ TrainingState read_training_state(const fs::path& checkpoint) {
   const nlohmann::json manifest = read_manifest(checkpoint);
   return {.step = manifest.at("step"),
           .updates = manifest.at("updates"),
-          .next_sample = manifest.at("next_sample"),
           .seconds = manifest.at("seconds"),
           .data_fingerprint = manifest.at("data_fingerprint"),
           .configuration = manifest.at("configuration")};
@@ -231,8 +230,14 @@ void load_tensors(const fs::path& checkpoint, const std::vector<NamedTensor>& te
     const std::vector<std::int64_t> found(extents, extents + rank);
     require(Shape(found) == named.tensor.shape(), path.string(), ": ", named.name, " is ", Shape(found), ", the model has ",
             named.tensor.shape());
-    require(H5Dread(dataset.get(), hdf5_type(named.tensor.dtype()), H5S_ALL, H5S_ALL, H5P_DEFAULT, named.tensor.data) >= 0,
-            path.string(), ": cannot read ", named.name);
+    const hid_t type = hdf5_type(named.tensor.dtype());
+    std::vector<std::byte> staged(named.tensor.device == Device::cpu ? 0 : named.tensor.bytes());
+    const Tensor target = staged.empty() ? named.tensor : Tensor{staged.data(), named.tensor.type};
+    require(H5Dread(dataset.get(), type, H5S_ALL, H5S_ALL, H5P_DEFAULT, target.data) >= 0, path.string(), ": cannot read ",
+            named.name);
+    if (!staged.empty()) {
+      copy_from_host(named.tensor, target);
+    }
   }
 }
 

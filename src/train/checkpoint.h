@@ -1,5 +1,5 @@
 // Checkpoints: a folder with one HDF5 file of tensors and a manifest, made under another name and renamed when whole, so that a
-// folder named step-N is always a whole checkpoint (DESIGN 4).
+// folder named step-N is always a whole checkpoint.
 #pragma once
 
 #include <cstdint>
@@ -14,9 +14,8 @@ namespace attamba {
 
 /// Where a run stands between two steps. Everything else follows from the configuration.
 struct TrainingState {
-  std::int64_t step = 0;         ///< steps done
+  std::int64_t step = 0;         ///< steps done; the next sample's index is this times the global batch
   std::int64_t updates = 0;      ///< of these, steps that changed the weights
-  std::int64_t next_sample = 0;  ///< global index: the loader's whole state
   double seconds = 0;            ///< spent training
   std::string data_fingerprint;  ///< of the samples; another one would go on with other samples
   std::string configuration;     ///< resolved, as TOML

@@ -320,9 +320,6 @@ void validate(const Config& config) {
   check_at_least("data.prefetch", config.data.prefetch, 1);
   weighted_folders(config.data.train);
   validate(config.model, config.data.sequence_length);
-  check(config.model.kind != "attamba" || config.model.chunking.strategy != "explicit", "model.chunking.strategy",
-        "\"explicit\"",
-        "the chunk ends come from a calling program, which a training run does not have; use \"cyclic\" or \"uniform\"");
   check_train(config.train);
   check_optim(config.optim, config.train.steps);
   check_at_least("eval.every", config.eval.every, 0, "; use 0 to evaluate only after the last step");

@@ -60,11 +60,14 @@ struct TrainConfig {
   std::int64_t seed = 0;
   std::string dtype = "float32";  ///< read it with `compute_dtype()`
   std::string device = "auto";
+  std::string transport = "auto";
   bool recompute = false;
   bool deterministic = false;
   std::int64_t threads = 0;
   std::int64_t log_every = 10;
   bool debug = false;
+  std::string watch = "";
+  bool compare_cpu = false;
 
   friend bool operator==(const TrainConfig&, const TrainConfig&) = default;
 
@@ -80,11 +83,22 @@ struct TrainConfig {
     visit.field("dtype", self.dtype,
                 Field{"compute type; float32 master weights in any case", "", {"float32", "bfloat16", "float64"}});
     visit.field("device", self.device, Field{"where to compute; auto = cuda when present", "", {"auto", "cpu", "cuda"}});
+    visit.field(
+        "transport", self.transport,
+        Field{"how ranks sum up gradients on GPUs: auto, nccl = NCCL, a GPU per rank; staged = through host memory, any "
+              "number of ranks per GPU",
+              "",
+              {"auto", "nccl", "staged"}});
     visit.field("recompute", self.recompute, Field{"recompute each block in the backward pass: less memory, more time"});
     visit.field("deterministic", self.deterministic, Field{"the same bits for any number of ranks"});
     visit.field("threads", self.threads, Field{"threads per rank; 0 = all that this process may use", "threads"});
     visit.field("log_every", self.log_every, Field{"metrics are logged this often", "steps"});
-    visit.field("debug", self.debug, Field{"check every op's result for NaN and infinity, and time each op"});
+    visit.field("debug", self.debug, Field{"run op by op: check each result for NaN and infinity, and time it"});
+    visit.field("watch", self.watch,
+                Field{"print statistics of every tensor whose name matches this pattern, like layers.0.* or gradient/*wq*"});
+    visit.field(
+        "compare_cpu", self.compare_cpu,
+        Field{"before the first step, compare each op's result on its batch with the CPU's and name the first difference"});
   }
 };
 
@@ -175,8 +189,8 @@ struct ConfigKey {
 };
 std::vector<ConfigKey> config_keys();
 
-/// JSON with the keys of SPEC 9. Reading: a missing key keeps its default, an unknown one or a wrong type is a UsageError that
-/// names `source`.
+/// JSON with the same keys, as in golden files. Reading: a missing key keeps its default, an unknown one or a wrong type is a
+/// UsageError that names `source`.
 nlohmann::json to_json(const ModelConfig& config);
 nlohmann::json to_json(const Config& config);
 ModelConfig model_config_from_json(const nlohmann::json& json, std::string_view source);

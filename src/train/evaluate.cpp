@@ -42,9 +42,7 @@ EvaluationResult Evaluator::run(ModelPrograms& programs) const {
       dataset_.read_tokens(begin, std::span(tokens).subspan(i * (n + 1), n + 1));
       dataset_.fill_document_starts(begin, std::span(starts).subspan(i * n, n));
     }
-    programs.inputs().write(tokens, starts, samples, 0, 0);
-    const auto targets = programs.storage().find(kTargetsLeaf).span<std::int32_t>();
-    std::fill(targets.begin() + static_cast<std::ptrdiff_t>(used * n), targets.end(), -1);
+    programs.inputs().write(tokens, starts, samples, 0, 0, static_cast<std::int64_t>(used));
     const double loss = programs.evaluate();
     if (std::isfinite(loss)) {
       totals[0] += std::llround(loss * kernels::kLossOne);

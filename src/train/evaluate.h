@@ -1,4 +1,4 @@
-// Validation: the mean loss over a data set's windows, and what follows from it (SPEC 6).
+// Validation: the mean loss over a data set's windows, and what follows from it.
 #pragma once
 
 #include <cstdint>

@@ -1,4 +1,4 @@
-// Golden files (SPEC 9): what the float64 oracle computed, and how far a correct program may be from it.
+// Golden files (docs/model.md): what the float64 oracle computed, and how far a correct program may be from it.
 #pragma once
 
 #include <cstdint>
@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "src/core/device.h"
 #include "src/core/dtype.h"
 #include "src/models/model_config.h"
 #include "src/optim/optimizer.h"
@@ -44,8 +45,8 @@ struct GoldenCheck {
   bool passed() const { return error <= tolerance; }  // false for NaN
 };
 
-/// Runs the file's model in `dtype` and compares: logits, loss, all gradients together and each one (bfloat16: each kind, over
-/// all layers); in float32 and float64 also the losses, gradient norms and weights of the training steps.
-std::vector<GoldenCheck> verify_golden(const GoldenFile& golden, DType dtype);
+/// Runs the file's model in `dtype` on a device and compares: logits, loss, all gradients together and each one (bfloat16: each
+/// kind, over all layers); in float32 and float64 also the losses, gradient norms and weights of the training steps.
+std::vector<GoldenCheck> verify_golden(const GoldenFile& golden, DType dtype, Device device = Device::cpu);
 
 }  // namespace attamba

@@ -10,7 +10,9 @@ namespace attamba {
 
 namespace {
 
-std::vector<double> values_of(const Tensor& tensor) {
+std::vector<double> values_of(const Tensor& on_device) {
+  const HostCopy copy(on_device);
+  const Tensor& tensor = copy.tensor();
   return dispatch_floating(tensor.dtype(), "verify", [&]<class T>() {
     std::vector<double> values;
     for (const T x : tensor.span<T>()) {
@@ -63,7 +65,7 @@ std::string kind_of(const std::string& name) {
   return kind;
 }
 
-/// Tolerances of SPEC 9, and those that follow from them (docs/numerics.md).
+/// Tolerances that come with the files, and those that follow from them (docs/numerics.md).
 class Tolerances {
  public:
   Tolerances(const GoldenFile& golden, DType dtype) : golden_(golden), dtype_(dtype) {}
@@ -117,18 +119,19 @@ class Tolerances {
 
 class Verification {
  public:
-  Verification(const GoldenFile& golden, DType dtype)
+  Verification(const GoldenFile& golden, DType dtype, Device device)
       : golden_(golden), dtype_(dtype), tolerances_(golden, dtype), communicator_(std::make_unique<SingleProcess>()) {
     const ModelConfig& model = golden.model;
-    chunking_ =
-        golden.chunk_ends.empty() ? make_model_chunking(model) : make_explicit_chunking(golden.chunk_ends, golden.length);
+    chunking_ = golden.chunk_ends.empty() ? make_model_chunking(model, golden.length)
+                                          : make_explicit_chunking(golden.chunk_ends, golden.length);
     programs_ = std::make_unique<ModelPrograms>(ProgramOptions{.model = model,
                                                                .chunking = chunking_.get(),
                                                                .micro_batch = {golden.sequences, golden.length},
                                                                .dtype = dtype,
                                                                .global_batch = golden.sequences,
                                                                .optimizer_settings = golden.optimizer,
-                                                               .logits = true},
+                                                               .logits = true,
+                                                               .device = device},
                                                 *communicator_);
     load_parameters(0);
   }
@@ -161,15 +164,15 @@ class Verification {
       RandomStream random(static_cast<std::uint64_t>(parameter.shape.elements()));
       const double scale = perturbation * rms(from.values);
       dispatch_floating(to.dtype(), "verify", [&]<class T>() {
-        for (std::size_t i = 0; i < from.values.size(); ++i) {
-          to.as<T>()[i] =
-              static_cast<T>(static_cast<Accumulator<T>>(from.values[i] + (scale > 0 ? scale * random.normal() : 0)));
+        std::vector<T> values;
+        for (const double x : from.values) {
+          values.push_back(static_cast<T>(static_cast<Accumulator<T>>(x + (scale > 0 ? scale * random.normal() : 0))));
         }
+        copy_from_host(to, {values.data(), to.type});
       });
     }
     for (const std::string& leaf : programs_->state_leaves()) {
-      const Tensor state = programs_->storage().find(leaf);
-      std::fill_n(static_cast<std::byte*>(state.data), state.bytes(), std::byte{0});
+      clear(programs_->storage().find(leaf));
     }
     programs_->refresh_compute_weights();
   }
@@ -258,7 +261,7 @@ class Verification {
   /// instead: the same run in float64 from weights that are off by as much as the file allows them to be after training.
   double norm_tolerance() const {
     const double drift = tolerances_.of("params_after");
-    Verification moved(golden_, DType::float64);
+    Verification moved(golden_, DType::float64, Device::cpu);
     moved.load_parameters(drift);
     return std::max(tolerances_.of("grads_together"), moved.norm_error(moved.train()));
   }
@@ -274,9 +277,9 @@ class Verification {
 
 }  // namespace
 
-std::vector<GoldenCheck> verify_golden(const GoldenFile& golden, DType dtype) {
+std::vector<GoldenCheck> verify_golden(const GoldenFile& golden, DType dtype, Device device) {
   try {
-    return Verification(golden, dtype).run();
+    return Verification(golden, dtype, device).run();
   } catch (const UsageError& error) {  // a model that this program cannot make: the file's fault, not the user's
     throw Error(concat(golden.path.string(), ": ", error.what()));
   }

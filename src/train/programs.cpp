@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <utility>
 
 #include "src/core/error.h"
 #include "src/core/random.h"
@@ -24,12 +25,14 @@ const TensorType kVotesType{DType::int64, {1}}, kPoisonedType{DType::int64, {1}}
 constexpr double kLargestFixedPoint = 0x1p15;
 const TensorType kStepType{DType::float64, {kernels::kStepFields}};
 
-/// The mean loss in a totals tensor over `tokens`; leaves it zero.
-double take_loss(const Tensor& totals, double tokens) {
-  auto* sums = totals.as<std::int64_t>();
+/// The mean loss in a totals leaf over `tokens`; leaves it zero. Waits for what was enqueued.
+double take_loss(Storage& storage, const char* leaf, double tokens) {
+  storage.download(leaf);
+  runtime(storage.device()).synchronize();
+  const auto sums = storage.mirror(leaf).span<std::int64_t>();
   const double loss =
       sums[1] > 0 ? std::numeric_limits<double>::quiet_NaN() : static_cast<double>(sums[0]) / kernels::kLossOne / tokens;
-  sums[0] = sums[1] = 0;
+  clear(storage.find(leaf));
   return loss;
 }
 
@@ -86,7 +89,7 @@ void initialize_tensor(std::span<A> out, const ParameterInfo& parameter, std::ui
 
 }  // namespace
 
-ProgramOptions program_options(const Config& config, const ChunkingStrategy* chunking) {
+ProgramOptions program_options(const Config& config, const ChunkingStrategy* chunking, Device device) {
   const OptimConfig& o = config.optim;
   return {.model = config.model,
           .chunking = chunking,
@@ -96,13 +99,18 @@ ProgramOptions program_options(const Config& config, const ChunkingStrategy* chu
           .deterministic = config.train.deterministic,
           .global_batch = config.train.global_batch,
           .optimizer = o.name,
-          .optimizer_settings = {o.beta1, o.beta2, o.eps, o.weight_decay, o.clip}};
+          .optimizer_settings = {o.beta1, o.beta2, o.eps, o.weight_decay, o.clip},
+          .device = device};
 }
 
 ModelPrograms::ModelPrograms(const ProgramOptions& options, Communicator& communicator)
     : options_(options),
       communicator_(communicator),
-      optimizer_(make_optimizer(options.optimizer, options.optimizer_settings)) {
+      optimizer_(make_optimizer(options.optimizer, options.optimizer_settings)),
+      storage_(options.device),
+      arena_(options.device) {
+  require<UsageError>(options_.device == Device::cpu || options_.dtype != DType::float64,
+                      "float64 is computed on the CPU only; use train.dtype float32 or bfloat16 here");
   std::vector<Kind> kinds{Kind::evaluate};
   if (options_.training) {
     kinds.insert(kinds.end(), {Kind::accumulate, Kind::closing, Kind::empty_closing});
@@ -114,7 +122,7 @@ ModelPrograms::ModelPrograms(const ProgramOptions& options, Communicator& commun
   for (std::size_t i = 0; i < kinds.size(); ++i) {
     built[i].kind = kinds[i];
     emit(built[i]);
-    plans_.push_back(make_plan(built[i].tape));
+    plans_.push_back(make_plan(built[i].tape, options_.device));
     arena_.reserve(plans_[i].arena_bytes);
     largest_plan_ = plans_[i].arena_bytes > plans_[largest_plan_].arena_bytes ? i : largest_plan_;
   }
@@ -123,25 +131,8 @@ ModelPrograms::ModelPrograms(const ProgramOptions& options, Communicator& commun
   }
   for (std::size_t i = 0; i < kinds.size(); ++i) {
     model_flops_ = kinds[i] == Kind::accumulate ? flops_without_recomputation(built[i].tape, plans_[i]) : model_flops_;
-    Program program(built[i].tape, plans_[i], storage_, arena_);
-    switch (kinds[i]) {
-      case Kind::accumulate:
-        accumulate_ = std::move(program);
-        break;
-      case Kind::closing:
-        closing_ = std::move(program);
-        break;
-      case Kind::empty_closing:
-        empty_closing_ = std::move(program);
-        break;
-      case Kind::evaluate:
-        evaluate_ = std::move(program);
-        break;
-      case Kind::logits:
-        logits_ = std::move(program);
-        logits_value_ = built[i].output;
-        break;
-    }
+    replay_of(kinds[i]).program = Program(built[i].tape, plans_[i], storage_, arena_);
+    logits_value_ = kinds[i] == Kind::logits ? built[i].output : logits_value_;
   }
   writer_ = std::make_unique<BatchWriter>(storage_, options_.model, options_.chunking, options_.micro_batch.sequences,
                                           options_.micro_batch.length, options_.dtype);
@@ -288,18 +279,28 @@ Tensor ModelPrograms::master(const std::string& name) const {
   return storage_.contains("master/" + name) ? storage_.find("master/" + name) : storage_.find(name);
 }
 
+/// Fills a weight from float32 values, rounded where it is bfloat16.
+void ModelPrograms::write_weights(const Tensor& to, std::vector<float> values) {
+  if (to.dtype() == DType::bfloat16) {
+    std::vector<bfloat16> rounded(values.size());
+    std::transform(values.begin(), values.end(), rounded.begin(), [](float x) { return bfloat16(x); });
+    copy_from_host(to, {rounded.data(), to.type});
+  } else {
+    copy_from_host(to, {values.data(), to.type});
+  }
+}
+
 void ModelPrograms::initialize(std::uint64_t seed) {
   for (const ParameterInfo& parameter : parameters_) {
     const Tensor tensor = master(parameter.name);
-    dispatch_floating(tensor.dtype(), "initialize", [&]<class T>() {
-      if constexpr (std::is_same_v<T, bfloat16>) {
-        std::vector<float> values(static_cast<std::size_t>(tensor.elements()));
-        initialize_tensor(std::span(values), parameter, seed);
-        std::transform(values.begin(), values.end(), tensor.as<bfloat16>(), [](float x) { return bfloat16(x); });
-      } else {
-        initialize_tensor(tensor.span<T>(), parameter, seed);
-      }
-    });
+    const auto elements = static_cast<std::size_t>(tensor.elements());
+    if (tensor.dtype() == DType::float64) {
+      initialize_tensor(tensor.span<double>(), parameter, seed);
+    } else {
+      std::vector<float> values(elements);
+      initialize_tensor(std::span(values), parameter, seed);
+      write_weights(tensor, std::move(values));
+    }
   }
   refresh_compute_weights();
 }
@@ -317,7 +318,7 @@ void ModelPrograms::load_weights(const std::function<void(const std::vector<Name
   read(tensors);
   for (const auto& [name, tensor] : temporary.tensors()) {
     const auto from = tensor.span<float>();
-    std::transform(from.begin(), from.end(), storage_.find(name).as<bfloat16>(), [](float x) { return bfloat16(x); });
+    write_weights(storage_.find(name), {from.begin(), from.end()});
   }
   refresh_compute_weights();
 }
@@ -325,18 +326,39 @@ void ModelPrograms::load_weights(const std::function<void(const std::vector<Name
 void ModelPrograms::refresh_compute_weights() {
   for (const ParameterInfo& parameter : parameters_) {
     if (has_master_copy(parameter)) {
-      const auto from = master(parameter.name).span<float>();
-      std::transform(from.begin(), from.end(), storage_.find(parameter.name).as<bfloat16>(),
-                     [](float x) { return bfloat16(x); });
+      const HostCopy weights(master(parameter.name));
+      const auto from = weights.tensor().span<float>();
+      write_weights(storage_.find(parameter.name), {from.begin(), from.end()});
     }
   }
 }
 
-void ModelPrograms::run(const Program& program) {
+/// The first run goes op by op (libraries choose their algorithms then), the second is recorded where the device can, and from
+/// then on the recording is replayed: one launch a program. A rank runs either the closing program or the empty one in all
+/// steps of a run, so all ranks record their reductions at the same step, as NCCL asks.
+void ModelPrograms::run(Replay& replay) {
+  const Launch launch{.device = options_.device, .stream = runtime(options_.device).stream()};
+  if (once_) {
+    replay.program.run_observed(launch, std::exchange(once_, nullptr), false);
+    return;
+  }
   if (observed_) {
-    program.run_observed({}, observer_, check_finite_);
+    replay.program.run_observed(launch, observer_, check_finite_);
+    return;
+  }
+  const bool reduces =
+      communicator_.size() > 1 && (&replay == &replay_of(Kind::closing) || &replay == &replay_of(Kind::empty_closing));
+  if (replay.runs == 1 && (!reduces || communicator_.recordable())) {
+    replay.recorded = runtime(options_.device).record([&] { replay.program.run(launch); });
+  }
+  ++replay.runs;
+  if (replay.recorded) {
+    replay.recorded->launch();
   } else {
-    program.run({});
+    replay.program.run(launch);
+  }
+  if (reduces) {
+    communicator_.work_enqueued();
   }
 }
 
@@ -347,23 +369,28 @@ void ModelPrograms::observe(Program::Observer observer, bool check_finite) {
 }
 
 void ModelPrograms::accumulate() {
-  run(accumulate_);
+  run(replay_of(Kind::accumulate));
 }
 
 StepResult ModelPrograms::finish_step(double learning_rate, std::int64_t updates, bool empty, bool vote_to_stop) {
-  auto* step = storage_.find(kStepLeaf).as<double>();
+  const auto step = storage_.mirror(kStepLeaf).span<double>();
   const OptimizerSettings& o = options_.optimizer_settings;
   step[kernels::kStepLearningRate] = learning_rate;
   step[kernels::kStepBias1] = 1 - std::pow(o.beta1, static_cast<double>(updates + 1));
   step[kernels::kStepBias2] = 1 - std::pow(o.beta2, static_cast<double>(updates + 1));
-  auto* votes = storage_.find(kVotesLeaf).as<std::int64_t>();
+  const auto votes = storage_.mirror(kVotesLeaf).span<std::int64_t>();
   votes[0] = vote_to_stop ? 1 : 0;
-  auto* poisoned = storage_.find(kPoisonedLeaf).as<std::int64_t>();
-  run(empty ? empty_closing_ : closing_);
-  poisoned[0] = 0;
+  storage_.upload(kStepLeaf);
+  storage_.upload(kVotesLeaf);
+  run(replay_of(empty ? Kind::empty_closing : Kind::closing));
+  clear(storage_.find(kPoisonedLeaf));
+  storage_.download(kStepLeaf);
+  storage_.download(kVotesLeaf);
   const auto tokens = static_cast<double>(options_.global_batch * options_.micro_batch.length);
-  return {.loss = take_loss(storage_.find(kTotalsLeaf), tokens),
+  const double loss = take_loss(storage_, kTotalsLeaf, tokens);
+  return {.loss = loss,
           .gradient_norm = step[kernels::kStepGradientNorm],
+          .learning_rate = learning_rate,
           .skipped = step[kernels::kStepSkipped] != 0,
           .stop_votes = votes[0]};
 }
@@ -371,19 +398,19 @@ StepResult ModelPrograms::finish_step(double learning_rate, std::int64_t updates
 void ModelPrograms::discard_gradients() {
   for (const auto& [name, tensor] : storage_.tensors()) {
     if (name.starts_with("gradient/") || name.starts_with(kFixedPointPrefix) || name == kTotalsLeaf || name == kPoisonedLeaf) {
-      std::fill_n(static_cast<std::byte*>(tensor.data), tensor.bytes(), std::byte{0});
+      clear(tensor);
     }
   }
 }
 
 double ModelPrograms::evaluate() {
-  run(evaluate_);
-  return take_loss(storage_.find(kEvaluationLeaf), 1.0);
+  run(replay_of(Kind::evaluate));
+  return take_loss(storage_, kEvaluationLeaf, 1.0);
 }
 
 Tensor ModelPrograms::logits() {
-  run(logits_);
-  return logits_.tensor(logits_value_);
+  run(replay_of(Kind::logits));
+  return replay_of(Kind::logits).program.tensor(logits_value_);
 }
 
 std::vector<std::string> ModelPrograms::state_leaves() const {

@@ -1,7 +1,8 @@
 // Everything that one rank runs: the model's programs over one set of weights. A step is any number of `accumulate` replays and
-// then one closing replay, with or without a last micro-batch in it (DESIGN 4 and 8).
+// then one closing replay, with or without a last micro-batch in it (docs/architecture.md).
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -36,17 +37,19 @@ struct ProgramOptions {
   bool training = true;
   bool logits = false;                              ///< also a program that keeps logits (checks, sampling)
   std::size_t bucket_bytes = std::size_t{4} << 20;  ///< gradients travel in pieces of about this size
+  Device device = Device::cpu;
 };
 
 struct Config;
-/// The programs that a run's configuration asks for.
-ProgramOptions program_options(const Config& config, const ChunkingStrategy* chunking);
+/// The programs that a run's configuration asks for, on a device.
+ProgramOptions program_options(const Config& config, const ChunkingStrategy* chunking, Device device);
 
 /// What one optimizer step came to, the same on all ranks.
 struct StepResult {
   double loss = 0;           ///< mean over the global batch's tokens, nats; NaN when any token's loss was not finite
   double gradient_norm = 0;  ///< before clipping
-  bool skipped = false;      ///< the norm was not finite: weights and moments are unchanged
+  double learning_rate = 0;
+  bool skipped = false;  ///< the norm was not finite: weights and moments are unchanged
   std::int64_t stop_votes = 0;
 };
 
@@ -55,7 +58,7 @@ class ModelPrograms {
   /// Emits, differentiates, plans and binds all programs. The communicator outlives this object.
   ModelPrograms(const ProgramOptions& options, Communicator& communicator);
 
-  /// Truncated-normal weights and so on (SPEC 5): a pure function of the seed and each parameter's name.
+  /// Truncated-normal weights and so on (docs/model.md): a pure function of the seed and each parameter's name.
   void initialize(std::uint64_t seed);
   /// Has `read` fill master weights ("parameters/NAME", accumulator type), also where this object keeps only compute weights.
   void load_weights(const std::function<void(const std::vector<NamedTensor>&)>& read);
@@ -72,12 +75,15 @@ class ModelPrograms {
   void discard_gradients();
   /// Sum of token losses of the batch in the inputs, in nats, without gradients.
   double evaluate();
-  /// Logits [T, V] of the batch in the inputs; valid until the next replay.
+  /// Logits [T, V] of the batch in the inputs, on the device; valid until the next replay.
   Tensor logits();
 
   /// Runs ops one at a time from now on: checks results for NaN and infinity, and reports to the observer (may be empty).
   void observe(Program::Observer observer, bool check_finite);
+  /// The same for the next program alone, without checks.
+  void observe_once(Program::Observer observer) { once_ = std::move(observer); }
 
+  Device device() const { return options_.device; }
   Storage& storage() { return storage_; }
   const std::vector<ParameterInfo>& parameters() const { return parameters_; }
   /// Master weights of a parameter, in the accumulator type.
@@ -90,10 +96,11 @@ class ModelPrograms {
   const Plan& largest_plan() const { return plans_[largest_plan_]; }
   /// FLOPs of the ops that compute one micro-batch's gradients, recomputation not counted.
   double model_flops() const { return model_flops_; }
-  const Program& closing_program() const { return closing_; }
+  const Program& closing_program() const { return replays_[static_cast<std::size_t>(Kind::closing)].program; }
 
  private:
   enum class Kind : std::uint8_t { accumulate, closing, empty_closing, evaluate, logits };
+  static constexpr std::size_t kKinds = 5;
   struct Built {
     Kind kind;
     Tape tape;
@@ -107,7 +114,15 @@ class ModelPrograms {
   void lay_out_gradients();
   bool has_master_copy(const ParameterInfo& parameter) const;
   DType parameter_dtype(const ParameterInfo& parameter) const;
-  void run(const Program& program);
+  /// A program, and its recording once it has run.
+  struct Replay {
+    Program program;
+    std::int64_t runs = 0;
+    std::unique_ptr<RecordedWork> recorded;
+  };
+  void run(Replay& replay);
+  Replay& replay_of(Kind kind) { return replays_[static_cast<std::size_t>(kind)]; }
+  void write_weights(const Tensor& to, std::vector<float> values);
 
   ProgramOptions options_;
   Communicator& communicator_;
@@ -117,11 +132,11 @@ class ModelPrograms {
   std::vector<ParameterInfo> parameters_;
   std::vector<Plan> plans_;
   std::size_t largest_plan_ = 0;
-  Program accumulate_, closing_, empty_closing_, evaluate_, logits_;
+  std::array<Replay, kKinds> replays_;
   Value logits_value_;
   std::unique_ptr<BatchWriter> writer_;
   double model_flops_ = 0;
-  Program::Observer observer_;
+  Program::Observer observer_, once_;
   bool observed_ = false, check_finite_ = false;
 };
 

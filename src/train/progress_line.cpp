@@ -2,20 +2,16 @@
 #include <unistd.h>
 
 #include <array>
-#include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <ostream>
 
+#include "src/core/clock.h"
 #include "src/core/error.h"
 #include "src/train/metrics.h"
 
 namespace attamba {
 namespace {
-
-double steady_seconds() {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
 
 std::string printed(const char* format, double value) {
   std::array<char, 64> text{};
@@ -39,7 +35,7 @@ ProgressLine::Options ProgressLine::for_standard_error() {
 ProgressLine::ProgressLine(std::ostream& out, std::int64_t steps, std::int64_t step, Options options)
     : out_(out), options_(std::move(options)), steps_(steps), first_step_(step) {
   if (!options_.now) {
-    options_.now = steady_seconds;
+    options_.now = monotonic_seconds;
   }
   began_ = options_.now();
   shown_ = began_ - 1e9;

@@ -19,9 +19,21 @@ namespace {
 namespace fs = std::filesystem;
 
 /// What may change between two starts of one run: where things lie and how it is computed, not what.
-constexpr std::array kMayChange{
-    "/run",           "/checkpoint",      "/eval",        "/data/prefetch",  "/data/train", "/data/valid", "/train/device",
-    "/train/threads", "/train/log_every", "/train/debug", "/train/recompute"};
+constexpr std::array kMayChange{"/run",
+                                "/checkpoint",
+                                "/eval",
+                                "/data/prefetch",
+                                "/data/train",
+                                "/data/valid",
+                                "/train/device",
+                                "/train/transport",
+                                "/train/threads",
+                                "/train/log_every",
+                                "/train/debug",
+                                "/train/recompute",
+                                "/train/watch",
+                                "/train/compare_cpu",
+                                "/model/chunking/ends_file"};
 
 bool may_change(const std::string& path) {
   return std::any_of(kMayChange.begin(), kMayChange.end(), [&](const char* prefix) { return path.starts_with(prefix); });
@@ -42,9 +54,15 @@ std::string first_difference(const Config& there, const Config& here) {
   return {};
 }
 
+/// What the file of explicit chunk ends holds; empty for other strategies.
+std::string chunk_ends_of(const ModelConfig& model) {
+  const bool has_file = model.kind == "attamba" && model.chunking.strategy == "explicit";
+  return has_file ? read_whole_file(model.chunking.ends_file) : std::string();
+}
+
 }  // namespace
 
-void claim_run_folder(const Config& config, const fs::path& tokenizer) {
+void claim_run_folder(const Config& config, std::span<const WeightedSource> train, const Dataset* valid) {
   const fs::path folder = config.run.folder, config_file = folder / kConfigFile;
   if (fs::exists(config_file)) {
     require<UsageError>(config.run.resume != "never", folder.string(),
@@ -56,22 +74,30 @@ void claim_run_folder(const Config& config, const fs::path& tokenizer) {
     require<UsageError>(!fs::exists(folder) || (fs::is_directory(folder) && fs::is_empty(folder)), folder.string(),
                         ": exists and is not a run's folder; choose an empty or a new one as run.folder");
   }
+  const std::string chunk_ends = chunk_ends_of(config.model);
+  if (!chunk_ends.empty() && fs::exists(folder / kRunChunkEnds)) {
+    require<UsageError>(read_whole_file(folder / kRunChunkEnds) == chunk_ends, folder.string(),
+                        ": holds another run: its chunk ends (", kRunChunkEnds, ") differ from those in ",
+                        config.model.chunking.ends_file, "; choose another run.folder, or give the same chunk ends");
+  }
   make_folder(folder);
   nlohmann::json facts{{"version", version().number},
                        {"commit", version().commit},
                        {"build", version().build_type},
                        {"compiler", version().compiler},
                        {"data", nlohmann::json::array()}};
-  for (const WeightedFolder& source : weighted_folders(config.data.train)) {
-    facts["data"].push_back({{"folder", source.folder.string()},
-                             {"weight", source.weight},
-                             {"fingerprint", Dataset::open(source.folder).fingerprint()}});
+  for (const auto& [dataset, weight] : train) {
+    facts["data"].push_back(
+        {{"folder", dataset.folder().string()}, {"weight", weight}, {"fingerprint", dataset.fingerprint()}});
   }
-  if (!config.data.valid.empty()) {
-    facts["valid"] = {{"folder", config.data.valid}, {"fingerprint", Dataset::open(config.data.valid).fingerprint()}};
+  if (valid != nullptr) {
+    facts["valid"] = {{"folder", valid->folder().string()}, {"fingerprint", valid->fingerprint()}};
   }
   write_file_atomically(folder / kRunFile, facts.dump(1) + "\n");
-  write_file_atomically(folder / kRunTokenizer, read_whole_file(tokenizer));
+  write_file_atomically(folder / kRunTokenizer, read_whole_file(train.front().dataset.tokenizer_model_path()));
+  if (!chunk_ends.empty()) {
+    write_file_atomically(folder / kRunChunkEnds, chunk_ends);
+  }
   write_file_atomically(config_file, to_toml(config));
 }
 
@@ -80,6 +106,9 @@ FoundRun find_run(const fs::path& folder, std::int64_t step) {
   require<UsageError>(fs::exists(folder / kConfigFile), folder.string(), ": is not a run's folder (it has no ", kConfigFile,
                       ")");
   FoundRun run{.config = load_config(folder / kConfigFile), .checkpoint = {}};
+  if (fs::exists(folder / kRunChunkEnds)) {
+    run.config.model.chunking.ends_file = (folder / kRunChunkEnds).string();
+  }
   if (step >= 0) {
     run.checkpoint = checkpoint_path(checkpoints, step);
     require<UsageError>(fs::exists(run.checkpoint), folder.string(), ": has no checkpoint of step ", step);

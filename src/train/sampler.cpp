@@ -66,7 +66,7 @@ void sample(ModelPrograms& programs, std::int64_t n, std::span<const std::int32_
     std::fill(window.begin(), window.end(), 0);
     std::copy(text.end() - used, text.end(), window.begin());
     programs.inputs().write(window, {}, {}, options.seed, 0);
-    const std::int32_t token = draw_token(row_of(programs.logits(), used - 1), options, random.uniform());
+    const std::int32_t token = draw_token(row_of(HostCopy(programs.logits()).tensor(), used - 1), options, random.uniform());
     if (token == options.stop_token) {
       return;
     }

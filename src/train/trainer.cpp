@@ -1,18 +1,20 @@
 #include "src/train/trainer.h"
 
 #include <algorithm>
-#include <chrono>
 #include <csignal>
 #include <cstdio>
 #include <fstream>
 #include <iostream>
 #include <limits>
 
+#include "comm/single_process.h"
 #include "data/files.h"
+#include "src/core/clock.h"
 #include "src/core/error.h"
 #include "src/core/parallel.h"
 #include "src/core/version.h"
 #include "src/optim/schedule.h"
+#include "src/train/inspect.h"
 #include "src/train/run_folder.h"
 
 namespace attamba {
@@ -23,10 +25,6 @@ constexpr std::int64_t kMostSkippedInARow = 3;
 constexpr double kPeakSeconds = 0.3;
 
 volatile std::sig_atomic_t stop_requested = 0;
-
-double now() {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
 
 }  // namespace
 
@@ -53,19 +51,17 @@ void Trainer::on_first_rank(const Body& body) {
   require(failed == 0, "rank 0 could not go on; its message says why");
 }
 
-Trainer::Trainer(const Config& config, Communicator& communicator) : config_(config), communicator_(communicator) {
+Trainer::Trainer(const Config& config, Communicator& communicator, Device device)
+    : config_(config), communicator_(communicator), device_(device) {
   validate(config_);
-  require<UsageError>(config_.train.device != "cuda", "train.device is cuda, but this build computes on the CPU only");
   require<UsageError>(!config_.run.folder.empty(), "run.folder is not set; name a folder for this run's results");
   share_ = {.per_step = config_.train.global_batch / config_.train.micro_batch,
             .rank = communicator_.rank(),
             .ranks = communicator_.size()};
   open_data();
-  chunking_ = make_model_chunking(config_.model);
-  programs_ = std::make_unique<ModelPrograms>(program_options(config_, chunking_.get()), communicator_);
-  if (config_.train.debug) {
-    programs_->observe(profile_.observer(), true);
-  }
+  chunking_ = make_model_chunking(config_.model, config_.data.sequence_length);
+  programs_ = std::make_unique<ModelPrograms>(program_options(config_, chunking_.get(), device_), communicator_);
+  set_up_debugging();
   open_run_folder();
   resume();
   start_loader();
@@ -74,18 +70,67 @@ Trainer::Trainer(const Config& config, Communicator& communicator) : config_(con
 
 Trainer::~Trainer() = default;
 
-void Trainer::open_data() {
-  data_.n = config_.data.sequence_length;
-  data_.seed = static_cast<std::uint64_t>(config_.train.seed);
-  for (const WeightedFolder& source : weighted_folders(config_.data.train)) {
-    data_.sources.push_back({Dataset::open(source.folder), source.weight});
-    data_.sources.back().dataset.require_vocabulary(config_.model.vocab_size);
+void Trainer::set_up_debugging() {
+  compare_cpu_ = config_.train.compare_cpu;
+  const std::string& pattern = config_.train.watch;
+  if (config_.train.debug || !pattern.empty()) {
+    const Program::Observer watch = pattern.empty() ? Program::Observer() : watch_tensors(pattern, std::cerr);
+    programs_->observe(
+        [this, watch](const Program::Step& step, double seconds) {
+          profile_.add(step, seconds);
+          if (watch) {
+            watch(step, seconds);
+          }
+        },
+        config_.train.debug);
   }
-  require<UsageError>(!data_.sources.empty(), "data.train is empty; name a folder made by `attamba data prepare`");
+}
+
+/// Adds the step, and the samples where the number that is not finite was found, to the message.
+template <class Body>
+auto Trainer::naming_samples(const std::vector<std::int64_t>& batch_samples, const Body& body) {
+  try {
+    return body();
+  } catch (const NotFinite& error) {
+    const auto tokens = static_cast<std::int64_t>(batch_samples.size()) * config_.data.sequence_length;
+    std::string samples;
+    if (error.rows() == tokens && tokens > 0) {
+      samples = concat(", sample ", batch_samples[static_cast<std::size_t>(error.row() / config_.data.sequence_length)],
+                       ", token ", error.row() % config_.data.sequence_length);
+    }
+    throw Error(concat(error.what(), "; step ", state_.step + 1, samples));
+  }
+}
+
+/// The first difference between this device and the CPU on one batch, with the weights as they are.
+void Trainer::compare_with_cpu(const Batch& batch, const std::vector<std::int64_t>& samples) {
+  compare_cpu_ = false;
+  SingleProcess alone;
+  ModelPrograms on_cpu(program_options(config_, chunking_.get(), Device::cpu), alone);
+  for (const ParameterInfo& parameter : programs_->parameters()) {
+    copy_from_host(on_cpu.master(parameter.name), HostCopy(programs_->master(parameter.name)).tensor());
+  }
+  on_cpu.refresh_compute_weights();
+  on_cpu.inputs().write(batch.tokens, batch.document_starts, samples, static_cast<std::uint64_t>(config_.train.seed),
+                        state_.step);
+  const std::vector<OpDifference> differences = compare_devices(*programs_, on_cpu);
+  if (leads()) {
+    print_differences(differences, config_.train.compute_dtype(), std::cerr);
+  }
+}
+
+void Trainer::open_data() {
+  LoaderConfig data{.sources = {}, .n = config_.data.sequence_length, .seed = static_cast<std::uint64_t>(config_.train.seed)};
+  for (const WeightedFolder& source : weighted_folders(config_.data.train)) {
+    data.sources.push_back({Dataset::open(source.folder), source.weight});
+    data.sources.back().dataset.require_vocabulary(config_.model.vocab_size);
+  }
+  require<UsageError>(!data.sources.empty(), "data.train is empty; name a folder made by `attamba data prepare`");
+  samples_.emplace(std::move(data));
   if (!config_.data.valid.empty()) {
     Dataset valid = Dataset::open(config_.data.valid);
     valid.require_vocabulary(config_.model.vocab_size);
-    const Dataset& train = data_.sources.front().dataset;
+    const Dataset& train = samples_->config().sources.front().dataset;
     require(valid.tokenizer_hash() == train.tokenizer_hash(), config_.data.valid, ": was prepared with another tokenizer than ",
             train.folder().string(), "; prepare it again with that one's");
     evaluator_ =
@@ -95,7 +140,7 @@ void Trainer::open_data() {
 }
 
 void Trainer::open_run_folder() {
-  on_first_rank([&] { claim_run_folder(config_, data_.sources.front().dataset.tokenizer_model_path()); });
+  on_first_rank([&] { claim_run_folder(config_, samples_->config().sources, evaluator_ ? &evaluator_->dataset() : nullptr); });
 }
 
 std::vector<NamedTensor> Trainer::checkpoint_tensors() const {
@@ -120,15 +165,14 @@ void Trainer::resume() {
     }
   });
   communicator_.broadcast({&chosen, {DType::int64, {1}}}, 0);
-  const SampleSource samples(data_);
   if (chosen < 0) {
     programs_->initialize(static_cast<std::uint64_t>(config_.train.seed));
-    state_.data_fingerprint = samples.fingerprint();
+    state_.data_fingerprint = samples_->fingerprint();
   } else {
     path = checkpoint_path(folder() / kCheckpointFolder, chosen);
     state_ = read_training_state(path);
     require(
-        state_.data_fingerprint == samples.fingerprint(), path.string(),
+        state_.data_fingerprint == samples_->fingerprint(), path.string(),
         ": was trained on other data (or another seed, sequence length or weights of sources); resuming would skip and repeat "
         "samples. Put the data back, or start another run.folder");
     load_tensors(path, checkpoint_tensors());
@@ -152,13 +196,13 @@ void Trainer::start_loader() {
       }
       return samples;
     };
-    loader_ = std::make_unique<Loader>(data_, plan, static_cast<std::size_t>(config_.data.prefetch));
+    loader_ = std::make_unique<Loader>(*samples_, plan, static_cast<std::size_t>(config_.data.prefetch));
   }
 }
 
 void Trainer::report_setup() {
   communicator_.barrier();
-  double peak = kernels::cpu::measure_matmul_peak(config_.train.compute_dtype(), kPeakSeconds);
+  double peak = kernels::on(device_).measure_matmul_peak(config_.train.compute_dtype(), kPeakSeconds);
   communicator_.all_reduce_sum({&peak, {DType::float64, {1}}});
   peak_flops_ = peak;
   if (!leads()) {
@@ -170,9 +214,14 @@ void Trainer::report_setup() {
   }
   std::ostream& out = std::cerr;
   out << version_line() << "\n  " << config_.model.kind << ", " << format_integer(parameters) << " parameters, "
-      << config_.train.dtype << " (" << kernels::cpu::matmul_library(config_.train.compute_dtype()) << "), "
-      << communicator_.size() << (communicator_.size() == 1 ? " rank" : " ranks") << " x " << thread_count() << " threads ("
-      << communicator_.description() << ")\n  " << format_integer(config_.train.steps) << " steps of "
+      << config_.train.dtype << " (" << kernels::on(device_).matmul_library(config_.train.compute_dtype()) << "), "
+      << communicator_.size() << (communicator_.size() == 1 ? " rank" : " ranks") << " x ";
+  if (device_ == Device::cpu) {
+    out << thread_count() << " threads (";
+  } else {
+    out << runtime(device_).description() << " (";
+  }
+  out << communicator_.description() << ")\n  " << format_integer(config_.train.steps) << " steps of "
       << format_integer(config_.train.global_batch) << " x " << format_integer(config_.data.sequence_length) << " tokens, "
       << format_quantity(
              programs_->model_flops() / static_cast<double>(config_.train.micro_batch * config_.data.sequence_length), "FLOP")
@@ -222,13 +271,21 @@ Trainer::Outcome Trainer::run() {
 }
 
 StepResult Trainer::step() {
-  step_began_ = now();
+  step_began_ = monotonic_seconds();
+  if (leads() && !config_.train.watch.empty()) {
+    std::cerr << "step " << state_.step + 1 << '\n';
+  }
+  std::vector<std::int64_t> samples;
   for (std::int64_t j = 0; j < share_.count(); ++j) {
     const Batch batch = loader_->next();
-    const std::vector<std::int64_t> samples(batch.sample_indices.begin(), batch.sample_indices.end());
-    programs_->inputs().write(batch.tokens, batch.document_starts, samples, data_.seed, state_.step);
+    samples.assign(batch.sample_indices.begin(), batch.sample_indices.end());
+    programs_->inputs().write(batch.tokens, batch.document_starts, samples, static_cast<std::uint64_t>(config_.train.seed),
+                              state_.step);
+    if (compare_cpu_) {
+      compare_with_cpu(batch, samples);
+    }
     if (j + 1 < share_.count()) {
-      programs_->accumulate();
+      naming_samples(samples, [&] { programs_->accumulate(); });
     }
   }
   const OptimConfig& o = config_.optim;
@@ -238,14 +295,16 @@ StepResult Trainer::step() {
                                   .steps = config_.train.steps,
                                   .min_ratio = o.lr_min_ratio,
                                   .decay = o.decay};
-  return programs_->finish_step(learning_rate(schedule, state_.step), state_.updates, share_.count() == 0, stop_requested != 0);
+  return naming_samples(samples, [&] {
+    return programs_->finish_step(learning_rate(schedule, state_.step), state_.updates, share_.count() == 0,
+                                  stop_requested != 0);
+  });
 }
 
 void Trainer::after_step(const StepResult& result) {
-  const double seconds = now() - step_began_;
+  const double seconds = monotonic_seconds() - step_began_;
   ++state_.step;
   state_.updates += result.skipped ? 0 : 1;
-  state_.next_sample = state_.step * config_.train.global_batch;
   state_.seconds += seconds;
   window_seconds_ += seconds;
   ++window_steps_;
@@ -282,7 +341,7 @@ void Trainer::log(const StepResult& result) {
                          .model_flops_per_s = flops,
                          .share_of_peak = flops / peak_flops_,
                          .seconds = state_.seconds};
-    record.lr = programs_->storage().find("step.state").as<double>()[kernels::kStepLearningRate];
+    record.lr = result.learning_rate;
     record.more.emplace_back("loader_wait_seconds", loader_ ? loader_->wait_seconds() : 0.0);
     metrics_->append(record);
     progress_->update(record);

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "comm/communicator.h"
@@ -33,7 +34,7 @@ class Trainer {
 
   /// Opens data and the run folder, builds all programs, and loads the newest checkpoint when there is one. Every rank throws
   /// when any rank cannot go on.
-  Trainer(const Config& config, Communicator& communicator);
+  Trainer(const Config& config, Communicator& communicator, Device device = Device::cpu);
   ~Trainer();
 
   /// Trains to the last step, or until a rank was asked to stop (SIGINT, SIGTERM): all ranks then save the same step.
@@ -48,7 +49,12 @@ class Trainer {
   void resume();
   void start_loader();
   void report_setup();
+  void set_up_debugging();
   StepResult step();
+  /// One micro-batch, the step's last one with the update. `batch_samples` are those in the inputs.
+  template <class Body>
+  auto naming_samples(const std::vector<std::int64_t>& batch_samples, const Body& body);
+  void compare_with_cpu(const Batch& batch, const std::vector<std::int64_t>& samples);
   void after_step(const StepResult& result);
   void log(const StepResult& result);
   void evaluate();
@@ -63,8 +69,9 @@ class Trainer {
 
   Config config_;
   Communicator& communicator_;
+  Device device_;
   MicroBatchShare share_;
-  LoaderConfig data_;
+  std::optional<SampleSource> samples_;
   std::unique_ptr<Evaluator> evaluator_;
   std::unique_ptr<ChunkingStrategy> chunking_;
   std::unique_ptr<ModelPrograms> programs_;
@@ -74,6 +81,7 @@ class Trainer {
   std::unique_ptr<MetricsLog> metrics_;
   std::unique_ptr<ProgressLine> progress_;
   OpProfile profile_;
+  bool compare_cpu_ = false;  ///< still to be done, before the next micro-batch
   std::int64_t skipped_in_a_row_ = 0;
   double step_began_ = 0, window_seconds_ = 0;  ///< seconds of steps since the last logged one
   std::int64_t window_steps_ = 0;

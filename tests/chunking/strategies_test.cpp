@@ -1,9 +1,12 @@
-// Chunk ends of every strategy against the definitions of SPEC 2.
+// Chunk ends of every strategy against the definitions of docs/model.md.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <stdlib.h>
 
 #include <algorithm>
 #include <cmath>
+#include <filesystem>
+#include <fstream>
 #include <map>
 #include <set>
 
@@ -207,7 +210,7 @@ TEST_P(BadExplicitLists, AreRefusedWithTheLayerAndTheValue) {
 
 INSTANTIATE_TEST_SUITE_P(Lists, BadExplicitLists,
                          testing::Values(BadList{"unsorted", {{9}, {5, 2, 9}}, "5 before 2"},
-                                         BadList{"repeated", {{9}, {2, 2, 9}}, "2 before 2"},
+                                         BadList{"repeated", {{9}, {2, 2, 9}}, "stands there twice"},
                                          BadList{"beyond_n", {{9}, {2, 10}}, "10"}, BadList{"negative", {{9}, {-1, 9}}, "-1"},
                                          BadList{"without_the_last", {{9}, {2, 8}}, "n - 1 = 9"},
                                          BadList{"empty", {{9}, {}}, "no chunk ends"}),
@@ -218,6 +221,76 @@ TEST(ExplicitChunking, RefusesLayersAndLengthsItHasNoListFor) {
   Ends ends;
   EXPECT_THROW(strategy->ends({.length = 10, .layer = 1}, ends), UsageError);
   EXPECT_THROW(strategy->ends({.length = 7, .layer = 0}, ends), UsageError);
+}
+
+// ---------------------------------------------------------------------------------------------- explicit ends from a file
+
+class EndsFile : public testing::Test {
+ protected:
+  void SetUp() override {
+    std::string pattern = (std::filesystem::temp_directory_path() / "attamba-ends-XXXXXX").string();
+    ASSERT_NE(mkdtemp(pattern.data()), nullptr);
+    folder_ = pattern;
+    file_ = folder_ / "ends.txt";
+  }
+  void TearDown() override { std::filesystem::remove_all(folder_); }
+
+  std::unique_ptr<ChunkingStrategy> read(const std::string& text) const {
+    std::ofstream(file_) << text;
+    return read_explicit_chunking(file_, 3, 10);
+  }
+  std::string refusal(const std::string& text) const {
+    try {
+      read(text);
+      return "accepted";
+    } catch (const UsageError& error) {
+      EXPECT_THAT(error.what(), testing::StartsWith(file_.string() + ": "));
+      EXPECT_EQ(std::string(error.what()).find('\n'), std::string::npos);
+      return error.what();
+    }
+  }
+  Ends layer(const ChunkingStrategy& strategy, std::int64_t l) const { return ends_of(strategy, {.length = 10, .layer = l}); }
+
+  std::filesystem::path folder_, file_;
+};
+
+TEST_F(EndsFile, HoldsOneListForAllLayersOrOnePerLayer) {
+  const auto shared = read("# of every layer\n\n 1, 5,9  # the last position\n");
+  for (const std::int64_t l : {0, 1, 2}) {
+    EXPECT_EQ(layer(*shared, l), (Ends{1, 5, 9})) << l;
+    EXPECT_EQ(shared->layer_class(l), 0);
+  }
+  const auto own = read("1 5 9\r\n0\t2 9\r\n1 5 9");
+  EXPECT_EQ(layer(*own, 0), (Ends{1, 5, 9}));
+  EXPECT_EQ(layer(*own, 1), (Ends{0, 2, 9}));
+  EXPECT_EQ(layer(*own, 2), (Ends{1, 5, 9}));
+  EXPECT_EQ(own->layer_class(1), 1);
+  EXPECT_EQ(own->layer_class(2), 0) << "layers of equal ends share a table";
+}
+
+TEST_F(EndsFile, MistakesAreNamedWithFileLayerAndValue) {
+  using testing::AllOf, testing::HasSubstr;
+  const std::string good = "4 9\n";
+  EXPECT_THAT(refusal(good + "5 4 9\n4 9"), AllOf(HasSubstr("layer 1"), HasSubstr("5 before 4"), HasSubstr("increasing")));
+  EXPECT_THAT(refusal(good + good + "4 4 9"), AllOf(HasSubstr("layer 2"), HasSubstr("chunk end 4"), HasSubstr("once")));
+  EXPECT_THAT(refusal("-1 9"), AllOf(HasSubstr("layer 0"), HasSubstr("chunk end -1"), HasSubstr("from 0 to 9")));
+  EXPECT_THAT(refusal("4 10"), AllOf(HasSubstr("layer 0"), HasSubstr("chunk end 10"), HasSubstr("from 0 to 9")));
+  EXPECT_THAT(refusal("4 99999999999"), AllOf(HasSubstr("chunk end 99999999999"), HasSubstr("from 0 to 9")));
+  EXPECT_THAT(refusal("4 8"), AllOf(HasSubstr("layer 0"), HasSubstr("is 8"), HasSubstr("n - 1 = 9")));
+  EXPECT_THAT(refusal(good + "4 x9\n"), AllOf(HasSubstr("layer 1"), HasSubstr("\"x9\""), HasSubstr("whole numbers")));
+  EXPECT_THAT(refusal("4.5 9"), AllOf(HasSubstr("\"4.5\""), HasSubstr("whole numbers")));
+  EXPECT_THAT(refusal(good + good), AllOf(HasSubstr("2 lists"), HasSubstr("model.n_layers = 3")));
+  EXPECT_THAT(refusal(good + good + good + good), HasSubstr("4 lists"));
+  EXPECT_THAT(refusal("# nothing\n"), HasSubstr("holds no chunk ends"));
+  std::filesystem::remove(file_);
+  for (const std::filesystem::path& wrong : {file_, folder_}) {
+    try {
+      read_explicit_chunking(wrong, 3, 10);
+      ADD_FAILURE() << wrong << " was accepted";
+    } catch (const UsageError& error) {
+      EXPECT_THAT(error.what(), AllOf(HasSubstr(wrong.string()), HasSubstr("cannot read"), HasSubstr("ends_file")));
+    }
+  }
 }
 
 }  // namespace

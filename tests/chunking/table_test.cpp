@@ -1,4 +1,4 @@
-// Chunk tables against the mask of SPEC 3.2, written down pair by pair.
+// Chunk tables against the mask of docs/model.md, written down pair by pair.
 #include "src/chunking/table.h"
 
 #include <gtest/gtest.h>

@@ -7,7 +7,9 @@
 #include <vector>
 
 #include "comm/launch_environment.h"
+#ifdef ATTAMBA_HAS_MPI
 #include "comm/mpi_communicator.h"
+#endif
 
 namespace attamba {
 namespace {
@@ -24,9 +26,11 @@ TEST(MakeCommunicator, APlainStartNeedsNoMpi) {
   const auto comm = make_communicator();
   EXPECT_EQ(comm->size(), 1);
   EXPECT_EQ(comm->local_size(), 1);
+#ifdef ATTAMBA_HAS_MPI
   int initialized = -1;
   MPI_Initialized(&initialized);
   EXPECT_EQ(initialized, 0);
+#endif
 }
 
 TEST(SingleProcess, CollectivesKeepTheDataOfTheOnlyRank) {

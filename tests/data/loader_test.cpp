@@ -150,7 +150,7 @@ std::vector<std::uint64_t> consecutive(std::uint64_t micro_batch, std::uint64_t 
 TEST_F(LoaderTest, BatchesHoldTheirSamplesWindows) {
   const SampleSource source(three());
   Loader loader(
-      three(), [](std::uint64_t m) { return consecutive(m, 4, 42); }, 2);
+      SampleSource(three()), [](std::uint64_t m) { return consecutive(m, 4, 42); }, 2);
   std::uint64_t next = 0;
   for (;;) {
     const Batch batch = loader.next();
@@ -185,11 +185,11 @@ TEST_F(LoaderTest, BatchesHoldTheirSamplesWindows) {
 
 TEST_F(LoaderTest, ResumesFromOneInteger) {
   const auto plan = [](std::uint64_t m) { return consecutive(m, 3, 1000); };
-  Loader whole(one(), plan, 3);
+  Loader whole(SampleSource(one()), plan, 3);
   for (int i = 0; i < 17; ++i) {
     (void)whole.next();
   }
-  Loader resumed(one(), plan, 3, 17);
+  Loader resumed(SampleSource(one()), plan, 3, 17);
   for (int i = 0; i < 5; ++i) {
     const Batch a = whole.next();
     const Batch b = resumed.next();
@@ -203,7 +203,7 @@ TEST_F(LoaderTest, ResumesFromOneInteger) {
 TEST_F(LoaderTest, ReadsAheadNoFurtherThanAsked) {
   std::atomic<std::uint64_t> planned = 0;
   Loader loader(
-      one(),
+      SampleSource(one()),
       [&](std::uint64_t m) {
         planned = m + 1;
         return consecutive(m, 1, 1000);
@@ -225,7 +225,7 @@ TEST_F(LoaderTest, ErrorsOfTheThreadReachTheCaller) {
   bytes[bytes.size() - 5] = static_cast<char>(bytes[bytes.size() - 5] ^ 4);
   write_text(file, bytes);
   Loader loader(
-      std::move(config), [](std::uint64_t m) { return consecutive(m, 1, 100000); }, 2);
+      SampleSource(std::move(config)), [](std::uint64_t m) { return consecutive(m, 1, 100000); }, 2);
   const auto drain = [&] {
     for (int i = 0; i < 5000; ++i) {
       (void)loader.next();
@@ -235,14 +235,14 @@ TEST_F(LoaderTest, ErrorsOfTheThreadReachTheCaller) {
   EXPECT_THAT(error_of(drain), HasSubstr("shard-00002.h5"));
 
   Loader broken_plan(
-      one(), [](std::uint64_t) -> std::vector<std::uint64_t> { throw Error("no plan"); }, 2);
+      SampleSource(one()), [](std::uint64_t) -> std::vector<std::uint64_t> { throw Error("no plan"); }, 2);
   EXPECT_THAT(error_of([&] { (void)broken_plan.next(); }), HasSubstr("no plan"));
 }
 
 TEST_F(LoaderTest, StopsWhileWaiting) {
   for (int i = 0; i < 20; ++i) {
     Loader loader(
-        one(), [](std::uint64_t m) { return consecutive(m, 2, 100000); }, 1);
+        SampleSource(one()), [](std::uint64_t m) { return consecutive(m, 2, 100000); }, 1);
     if (i % 2 == 0) {
       (void)loader.next();
     }

@@ -1,4 +1,5 @@
-// attention and attention_backward against a dense-mask float64 reference that is written from SPEC 3.2, not from the table.
+// attention and attention_backward against a dense-mask float64 reference that is written from the mask's definition, not from
+// the table.
 #include <gtest/gtest.h>
 #include <omp.h>
 
@@ -42,7 +43,7 @@ std::int64_t chunk_start(const Layout& layout, std::int64_t t) {
   return std::max(begin, document_start(layout, t));
 }
 
-/// SPEC 3.2: is key j of the sequence visible to query t?
+/// The mask of docs/model.md: is key j of the sequence visible to query t?
 bool visible(const Case& c, const Layout& layout, std::int64_t t, std::int64_t j) {
   if (j > t || j < document_start(layout, t)) {
     return false;

@@ -1,4 +1,4 @@
-// The chunked scan against the recurrence of SPEC 3.3 taken one step at a time in float64, and its gradient.
+// The chunked scan against the recurrence of docs/model.md taken one step at a time in float64, and its gradient.
 #include <gtest/gtest.h>
 
 #include <cmath>

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "kernels/benchmarks.h"
+#include "kernels/cpu/gemm.h"
 #include "kernels/cpu/matmul_onednn.h"
 #include "kernels/kernels.h"
 #include "src/core/random.h"
@@ -153,6 +154,23 @@ TEST(Matmul, Bfloat16TheOtherWay) {
   expect_products<bfloat16, float>();
 }
 
+/// Products by the libraries, which other processors use: float32 as it is, bfloat16 converted.
+class Library {
+ public:
+  Library() : before_(assume_own_gemm(false)) {}
+  ~Library() { assume_own_gemm(before_); }
+
+ private:
+  bool before_;
+};
+
+TEST(Matmul, InTheLibrary) {
+  const Library library;
+  expect_products<float, float>();
+  expect_products<bfloat16, bfloat16>();
+  expect_products<bfloat16, float>();
+}
+
 TEST(Matmul, FlattensLeadingDimensions) {
   auto x = random_values<double>(2 * 3 * 4, 1), w = random_values<double>(5 * 4, 2), dy = random_values<double>(2 * 3 * 5, 3);
   std::vector<double> y(2 * 3 * 5), dw(5 * 4);
@@ -226,6 +244,12 @@ TEST(Matmul, DoesNotDependOnThreads) {
   expect_same_for_all_threads<bfloat16, float>();
 }
 
+TEST(Matmul, InTheLibraryDoesNotDependOnThreads) {
+  const Library library;
+  expect_same_for_all_threads<float, float>();
+  expect_same_for_all_threads<bfloat16, bfloat16>();
+}
+
 TEST(Matmul, ScratchOfOneWorkerServesMoreThreads) {
   auto a = random_values<bfloat16>(300 * 64, 1), b = random_values<bfloat16>(64 * 600, 2);
   std::vector<bfloat16> out(300 * 600), expected(out.size());
@@ -262,7 +286,10 @@ TEST(MatmulOneDnn, AgreesWithOpenBlasInFloat32) {
         const auto a = random_values<float>(100 * 100, 1), b = random_values<float>(110 * 110, 2);
         const auto start = random_values<float>(60 * 60, 3);
         std::vector<float> expected(start);
-        run_tile(tile, expected.data(), a.data(), b.data(), nullptr);
+        {
+          const Library library;
+          run_tile(tile, expected.data(), a.data(), b.data(), nullptr);
+        }
         std::vector<float> got[4];
         bool accepted[4];
 #pragma omp parallel for num_threads(2)
@@ -335,7 +362,9 @@ TEST(MatmulPeak, LibraryLeavesTheNumberOfThreads) {
 
 TEST(MatmulPeak, IsMeasuredAndNamed) {
   EXPECT_GT(measure_matmul_peak(DType::float32, 0.01), 1e8);
-  EXPECT_NE(std::string(matmul_library(DType::float32)).find("OpenBLAS"), std::string::npos);
+  EXPECT_NE(std::string(library_name(DType::float32)).find("OpenBLAS"), std::string::npos);
+  EXPECT_EQ(std::string(matmul_library(DType::float32)).find("own") != std::string::npos, has_own_gemm());
+  EXPECT_EQ(std::string(matmul_library(DType::float64)), library_name(DType::float64));
   EXPECT_NE(std::string(matmul_library(DType::bfloat16)), "");
   EXPECT_THROW(measure_matmul_peak(DType::int32, 0.01), Error);
 }

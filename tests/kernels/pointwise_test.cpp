@@ -108,7 +108,7 @@ TYPED_TEST(Pointwise, IgnoresTheNumberOfThreads) {
   });
 }
 
-/// cos, sin, cos, sin, ... of position * theta^(-2i/d) (SPEC 3.1).
+/// cos, sin, cos, sin, ... of position * theta^(-2i/d).
 template <class A>
 Array<A> rope_table(std::int64_t positions, std::int64_t width) {
   Array<A> table({positions, width});
@@ -139,8 +139,8 @@ TYPED_TEST(Pointwise, RopeTurnsInterleavedPairs) {
     auto table = rope_table<A>(limit, width);
     auto positions = scattered_positions(shape[0], limit);
     Array<TypeParam> out(shape, NAN), back(shape, NAN);
-    rope({}, out.tensor(), x.tensor(), table.tensor(), positions.tensor(), false);
-    rope({}, back.tensor(), x.tensor(), table.tensor(), positions.tensor(), true);
+    rope({}, out.tensor(), x.tensor(), {}, table.tensor(), positions.tensor(), false);
+    rope({}, back.tensor(), x.tensor(), {}, table.tensor(), positions.tensor(), true);
     for (std::size_t i = 0; i < out.size(); i += 2) {
       const std::size_t token = i / static_cast<std::size_t>(heads * width), pair = i % static_cast<std::size_t>(width);
       const double angle = positions[token] * std::pow(10000.0, -static_cast<double>(pair) / static_cast<double>(width));
@@ -156,9 +156,40 @@ TYPED_TEST(Pointwise, RopeTurnsInterleavedPairs) {
       ASSERT_FALSE(this->HasFailure());
     }
     auto in_place = x;
-    rope({}, in_place.tensor(), in_place.tensor(), table.tensor(), positions.tensor(), false);
+    rope({}, in_place.tensor(), in_place.tensor(), {}, table.tensor(), positions.tensor(), false);
     EXPECT_TRUE(in_place.same_bits(out)) << shape;
   }
+}
+
+TYPED_TEST(Pointwise, RopeRoundsASumOnce) {
+  using A = Accumulator<TypeParam>;
+  const Shape shape{41, 3, 6};
+  auto table = rope_table<A>(50, 6);
+  auto positions = scattered_positions(shape[0], 50);
+  auto x = random_array<A>(shape, 7);  // not rounded to the compute type
+  auto addend = random_array<TypeParam>(shape, 8);
+  Array<A> sum(shape), exact(shape, NAN);
+  for (std::size_t i = 0; i < sum.size(); ++i) {
+    sum[i] = from_real<A>(x.real(i) + addend.real(i));
+  }
+  rope({}, exact.tensor(), sum.tensor(), {}, table.tensor(), positions.tensor(), false);
+  Array<TypeParam> out(shape, NAN), rounded(shape);
+  rope({}, out.tensor(), x.tensor(), addend.tensor(), table.tensor(), positions.tensor(), false);
+  for (std::size_t i = 0; i < rounded.size(); ++i) {
+    rounded[i] = from_real<TypeParam>(exact.real(i));
+  }
+  EXPECT_TRUE(out.same_bits(rounded));
+  rope({}, addend.tensor(), x.tensor(), addend.tensor(), table.tensor(), positions.tensor(), false);
+  EXPECT_TRUE(addend.same_bits(out)) << "in the addend's memory";
+}
+
+TEST(RopeErrors, RefusesWhatItCannotRound) {
+  Array<float> x({2, 1, 4}), table({3, 4}), short_addend({2, 1, 2});
+  Array<double> wide({2, 1, 4});
+  Array<std::int32_t> positions({2});
+  EXPECT_THROW(rope({}, x.tensor(), wide.tensor(), {}, table.tensor(), positions.tensor(), false), Error);
+  EXPECT_THROW(rope({}, x.tensor(), x.tensor(), wide.tensor(), table.tensor(), positions.tensor(), false), Error);
+  EXPECT_THROW(rope({}, x.tensor(), x.tensor(), short_addend.tensor(), table.tensor(), positions.tensor(), false), Error);
 }
 
 TEST(RopeErrors, NamesAPositionOutsideTheTable) {
@@ -167,7 +198,7 @@ TEST(RopeErrors, NamesAPositionOutsideTheTable) {
   for (const std::int32_t wrong : {3, -1}) {
     positions[1] = wrong;
     try {
-      rope({}, x.tensor(), x.tensor(), table.tensor(), positions.tensor(), false);
+      rope({}, x.tensor(), x.tensor(), {}, table.tensor(), positions.tensor(), false);
       FAIL() << "position " << wrong << " was accepted";
     } catch (const Error& error) {
       EXPECT_THAT(error.what(), HasSubstr(concat("position ", wrong, " is outside the table of 3")));

@@ -11,7 +11,7 @@ namespace {
 constexpr double kEps = 1e-5;
 const std::vector<Shape> kShapes = {{1, 1}, {3, 7}, {2, 4, 64}, {37, 515}, {1100, 33}};
 
-/// SPEC 3.3's RMSNorm in float64.
+/// RMSNorm in float64.
 template <class T, class A>
 std::vector<double> reference(const Array<T>& x, const Array<A>& weight) {
   const auto columns = static_cast<std::size_t>(x.shape.columns());

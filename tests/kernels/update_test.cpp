@@ -248,7 +248,7 @@ void run_adamw(std::vector<Parameter<A>>& list, Array<double>& step, double norm
   adamw({}, step.tensor(), views, squares.tensor(), kSettings);
 }
 
-/// One parameter of the textbook algorithm in float64 (Loshchilov & Hutter, with SPEC 5's clipping).
+/// One parameter of the textbook algorithm in float64 (Loshchilov & Hutter, with the clipping of docs/model.md).
 struct Exact {
   std::vector<double> weight, moment1, moment2;
 
@@ -264,7 +264,7 @@ struct Exact {
   }
 };
 
-/// Six steps: the first at rate 0 as in SPEC 5, some with a norm above the clip and some below.
+/// Six steps: the first at rate 0, as a warm-up begins, some with a norm above the clip and some below.
 TYPED_TEST(Update, AdamWFollowsTheTextbook) {
   const double rates[] = {0, 1e-3, 3e-3, 3e-3, 2e-3, 1e-3}, scales[] = {1, 1e-3, 1e-2, 1e-4, 3, 1e-3};
   auto list = parameters<TypeParam>();

@@ -239,6 +239,35 @@ TEST_F(Training, AFolderThatHoldsAnotherRunIsRefused) {
   EXPECT_EQ(read_file(run_folder("foreign") / "thesis.txt"), "precious");
 }
 
+TEST_F(Training, ExplicitChunkEndsTrainEvaluateAndStayWithTheRun) {
+  train_well("uniform", 1, "--model.chunking.strategy uniform");
+  const fs::path ends = folder_ / "ends.txt";
+  std::ofstream(ends) << "3 7 11 15 19 23\n";
+  const std::string listed = concat("--model.chunking.strategy explicit --model.chunking.ends_file ", ends.string());
+  train_well("explicit", 1, listed);
+  expect_same_run("uniform", "explicit");
+
+  std::ofstream(ends) << "2 9 23\n";
+  const Outcome changed = train("explicit", 1, listed);
+  EXPECT_EQ(changed.exit_code, 2);
+  EXPECT_THAT(changed.output, testing::AllOf(HasSubstr("chunk ends"), HasSubstr(ends.string())));
+  const std::string run = run_folder("explicit").string();
+  const Outcome evaluated = shell(concat(ATTAMBA_PROGRAM, " eval ", run));
+  EXPECT_EQ(evaluated.exit_code, 0) << evaluated.output;
+  char expected[32];
+  std::snprintf(expected, sizeof expected, "%.4f nats", std::stod(evaluations("explicit").back()));
+  EXPECT_THAT(evaluated.output, HasSubstr(expected)) << "the ends that it was trained with";
+  const Outcome other = shell(concat(ATTAMBA_PROGRAM, " eval ", run, " --chunk-ends ", ends.string()));
+  EXPECT_EQ(other.exit_code, 0) << other.output;
+  EXPECT_THAT(other.output, testing::Not(HasSubstr(expected)));
+
+  std::ofstream(ends) << "2 9 24\n";
+  const Outcome bad = train("bad_ends", 1, listed);
+  EXPECT_EQ(bad.exit_code, 2);
+  EXPECT_THAT(bad.output, testing::AllOf(HasSubstr(ends.string()), HasSubstr("layer 0"), HasSubstr("24")));
+  EXPECT_FALSE(fs::exists(run_folder("bad_ends")));
+}
+
 TEST_F(Training, BadDataIsRefusedBeforeAnythingStarts) {
   const Outcome missing = train("bad_data", 1, "--data.train /nonexistent/data");
   EXPECT_EQ(missing.exit_code, 1);

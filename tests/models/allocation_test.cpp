@@ -1,4 +1,4 @@
-// Replaying a program allocates nothing (DESIGN 1): counted for the tests' own thread, in operator new.
+// Replaying a program allocates nothing: counted for the tests' own thread, in operator new.
 #include <gtest/gtest.h>
 #include <malloc.h>
 

@@ -35,7 +35,7 @@ void add_ssm(Shapes& shapes, const std::string& prefix, const SsmConfig& s, std:
   shapes[prefix + "out_proj.weight"] = {width, s.hidden};
 }
 
-/// The table of SPEC 4.
+/// The table of docs/model.md.
 Shapes specified_parameters(const ModelConfig& c) {
   Shapes shapes{{"tok_embeddings.weight", {c.vocab_size, c.dim}}, {"norm.weight", {c.dim}}};
   if (!c.tie_embeddings) {
@@ -288,11 +288,12 @@ TEST(ModelRegistry, RefusesUnknownKindsWithTheKnownOnes) {
   }
 }
 
-TEST(ModelRegistry, ExplicitChunksComeFromTheCaller) {
+TEST(ModelRegistry, ExplicitChunksComeFromAFile) {
   ModelConfig config = tiny_configs().front().config;
   config.kind = "attamba";
   config.chunking.strategy = "explicit";
-  EXPECT_THROW(make_model_chunking(config), UsageError);
+  config.chunking.ends_file = "/no/such/file";
+  EXPECT_THROW(make_model_chunking(config, 8), UsageError);
 }
 
 }  // namespace

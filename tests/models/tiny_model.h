@@ -21,7 +21,7 @@ inline void PrintTo(const TinyConfig& c, std::ostream* out) {
   *out << c.name;
 }
 
-/// Every kind that the registry can declare, and every variant of SPEC 3 and 4 of those kinds.
+/// Every kind that the registry can declare, and every variant of those kinds.
 const std::vector<TinyConfig>& tiny_configs();
 
 /// A declared model with memory and a batch: per-token losses, and gradients of their mean.

@@ -22,7 +22,7 @@ struct Table {
   std::vector<std::int32_t> ends, key_begin, key_end, local_begin, starts;
 };
 
-/// SPEC 3.2 by definition, sequence by sequence. leading = 0: the query's own chunk stays visible.
+/// The mask of docs/model.md by definition, sequence by sequence. leading = 0: the query's own chunk stays visible.
 Table make_table(const std::vector<std::vector<Document>>& sequences, std::int32_t leading) {
   Table table;
   std::int32_t first = 0;
@@ -74,6 +74,19 @@ Table causal(std::int32_t window) {
   return make_table({{{kLength, {}}}, {{kLength, {}}}}, window);
 }
 
+/// Heads of four channels at seven positions.
+Value rotated(OpCase& c, Value x, Value addend) {
+  std::vector<double> table;
+  for (int t = 0; t < 6; ++t) {
+    for (const double frequency : {1.0, 0.1}) {
+      table.push_back(std::cos(t * frequency));
+      table.push_back(std::sin(t * frequency));
+    }
+  }
+  return ops::rope(c.tape, x, addend, c.constants("table", {6, 4}, table), c.integers("positions", {0, 1, 2, 3, 0, 5, 4}), 4,
+                   c.dtype);
+}
+
 // ---------------------------------------------------------------------------------------------- rows by family
 
 void add_matmul_rows(std::vector<OpRow>& rows) {
@@ -94,6 +107,10 @@ void add_matmul_rows(std::vector<OpRow>& rows) {
                                            ops::linear(c.tape, x, c.matrix("w3", {6, 6}, 0.4), x)};
                       },
                   .roundings = 4});
+  rows.push_back({.name = "linear_unrounded", .op = "linear_unrounded", .declare = [](OpCase& c) {
+                    const Value x = ops::linear_unrounded(c.tape, c.input("x", {7, 6}), c.matrix("w", {4, 6}, 0.4));
+                    return std::vector{rotated(c, x, {})};
+                  }});
   rows.push_back({.name = "linear_with_a_weight_used_twice", .op = "linear", .declare = [](OpCase& c) {
                     const Value w = c.matrix("w", {6, 6}, 0.4);
                     return std::vector{ops::linear(c.tape, ops::linear(c.tape, c.input("x", {7, 6}), w), w)};
@@ -142,15 +159,14 @@ void add_pointwise_rows(std::vector<OpRow>& rows) {
                     return std::vector{ops::swiglu(c.tape, x, x)};
                   }});
   rows.push_back({.name = "rope", .op = "rope", .declare = [](OpCase& c) {
-                    std::vector<double> table;
-                    for (int t = 0; t < 6; ++t) {
-                      for (const double frequency : {1.0, 0.1}) {
-                        table.push_back(std::cos(t * frequency));
-                        table.push_back(std::sin(t * frequency));
-                      }
-                    }
-                    return std::vector{ops::rope(c.tape, c.input("x", {8, 12}), c.constants("table", {6, 4}, table),
-                                                 c.integers("positions", {0, 1, 2, 3, 0, 5, 4, 4}), 4)};
+                    return std::vector{rotated(c, c.input("x", {7, 12}), {})};
+                  }});
+  rows.push_back({.name = "rope_of_a_sum", .op = "rope", .declare = [](OpCase& c) {
+                    return std::vector{rotated(c, c.input("x", {7, 12}), c.input("addend", {7, 12}))};
+                  }});
+  rows.push_back({.name = "rope_of_a_product_and_its_input", .op = "rope", .declare = [](OpCase& c) {
+                    const Value x = c.input("x", {7, 8});
+                    return std::vector{rotated(c, ops::linear_unrounded(c.tape, x, c.matrix("w", {8, 8}, 0.4)), x)};
                   }});
 }
 

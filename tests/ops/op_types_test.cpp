@@ -87,22 +87,35 @@ const std::vector<WrongTypes>& wrong_types() {
                  {"swiglu", "float32[7, 6]", "float32[7, 5]"}},
       WrongTypes{"rope_odd_heads",
                  [](Tape& t) {
-                   ops::rope(t, floats(t, "x", {7, 6}), floats(t, "table", {9, 3}), rows(t, "p", 7), 3);
+                   ops::rope(t, floats(t, "x", {7, 6}), {}, floats(t, "table", {9, 3}), rows(t, "p", 7), 3, DType::float32);
                  },
                  {"rope", "3", "float32[7, 6]"}},
       WrongTypes{"rope_table",
                  [](Tape& t) {
-                   ops::rope(t, floats(t, "x", {7, 8}), floats(t, "table", {9, 2}), rows(t, "p", 7), 4);
+                   ops::rope(t, floats(t, "x", {7, 8}), {}, floats(t, "table", {9, 2}), rows(t, "p", 7), 4, DType::float32);
                  },
                  {"rope", "float32[9, 2]", "float32[7, 8]"}},
       WrongTypes{"rope_table_type",
                  [](Tape& t) {
-                   ops::rope(t, floats(t, "x", {7, 8}), floats(t, "table", {9, 4}, DType::float64), rows(t, "p", 7), 4);
+                   ops::rope(t, floats(t, "x", {7, 8}), {}, floats(t, "table", {9, 4}, DType::float64), rows(t, "p", 7), 4,
+                             DType::float32);
                  },
                  {"rope", "float64[9, 4]", "float32[7, 8]"}},
+      WrongTypes{"rope_addend",
+                 [](Tape& t) {
+                   ops::rope(t, floats(t, "x", {7, 8}), floats(t, "y", {7, 4}), floats(t, "table", {9, 4}), rows(t, "p", 7), 4,
+                             DType::bfloat16);
+                 },
+                 {"rope", "float32[7, 4]", "bfloat16[7, 8]"}},
+      WrongTypes{"rope_result",
+                 [](Tape& t) {
+                   ops::rope(t, floats(t, "x", {7, 8}, DType::float64), {}, floats(t, "table", {9, 4}), rows(t, "p", 7), 4,
+                             DType::float32);
+                 },
+                 {"rope", "float64[7, 8]", "float32[7, 8]"}},
       WrongTypes{"rope_positions",
                  [](Tape& t) {
-                   ops::rope(t, floats(t, "x", {7, 8}), floats(t, "table", {9, 4}), rows(t, "p", 6), 4);
+                   ops::rope(t, floats(t, "x", {7, 8}), {}, floats(t, "table", {9, 4}), rows(t, "p", 6), 4, DType::float32);
                  },
                  {"rope", "int32[6]", "float32[7, 8]"}},
       WrongTypes{

@@ -75,7 +75,7 @@ TEST(StateOps, SquareSumTakesAllLeaves) {
   EXPECT_EQ(built.program.tensor(sum).as<double>()[0], 9 + 16 + 25 + 0.25);
 }
 
-/// One step of AdamW (SPEC 5) by hand, from zero moments.
+/// One step of AdamW by hand, from zero moments.
 double adamw_step(double w, double g, double rate, const kernels::AdamWSettings& s) {
   const double m = (1 - s.beta1) * g / (1 - s.beta1), v = (1 - s.beta2) * g * g / (1 - s.beta2);
   return w - rate * (s.weight_decay * w + m / (std::sqrt(v) + s.epsilon));

@@ -23,7 +23,8 @@ TEST(Optimizers, UnknownNamesAreTheUsersMistake) {
 }
 
 TEST(AdamW, FollowsItsEquationsOverManySteps) {
-  // SPEC 5, in float64, against the equations written down for one scalar; the gradient is that of (w - 1)^2 / 2.
+  // The recipe of docs/model.md, in float64, against the equations written down for one scalar; the gradient is that of (w -
+  // 1)^2 / 2.
   const OptimizerSettings s{.beta1 = 0.9, .beta2 = 0.95, .epsilon = 1e-8, .weight_decay = 0.033, .clip = 0.5};
   const auto optimizer = make_optimizer("adamw", s);
   Tape tape;

@@ -1,4 +1,4 @@
-// Learning rates against the formulas of SPEC 5.
+// Learning rates against the formulas of docs/model.md.
 #include "src/optim/schedule.h"
 
 #include <gmock/gmock.h>

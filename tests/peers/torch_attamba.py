@@ -1,8 +1,11 @@
 """An eager PyTorch 2 peer of this trainer: Attamba and the plain transformer, written for speed and for reading.
 
-It is what our throughput is compared with, so it is as fast as eager code gets without custom kernels: one matrix
-multiplication for query and both SSM inputs, the scan inside chunks in its dual (small matrix) form, one for w1 and w3, fused
-AdamW. `--check GOLDEN.h5` proves that it is the same model.
+It is what our throughput is compared with, in two variants of the same model. `plain` is what one writes from the paper: the
+boolean mask goes to scaled_dot_product_attention, F.cross_entropy gets all logits, torch.optim.AdamW its defaults. `tuned` is
+as fast as eager code gets without custom kernels: blocks of queries see only the keys they may attend to, logits become their
+gradient in place, AdamW is fused, and freed memory is kept. Both have one matrix multiplication for query and both SSM inputs,
+one for w1 and w3, and the scan inside chunks in its dual form (cumulative sums and small matrices), so `plain` is no straw man.
+`--check GOLDEN.h5` proves that both are the same model.
 
     python torch_attamba.py --model attamba --batch 1 --sequence 1024 --steps 10 --threads 2
     python torch_attamba.py --check tests/golden/attamba_cyclic_p4_l3.h5
@@ -70,7 +73,7 @@ class Chunks(nn.Module):
 
 
 def attamba_mask(n, chunks, leading, strategy):
-    """allowed[t, k]: key k ends a chunk or is among the last `leading` tokens (0: lies in t's own chunk), SPEC 3.2"""
+    """allowed[t, k]: key k ends a chunk or is among the last `leading` tokens (0: lies in t's own chunk), docs/model.md"""
     position = torch.arange(n)
     causal = position[:, None] >= position[None, :]
     if strategy == "none":
@@ -144,7 +147,7 @@ class RmsNorm(nn.Module):
 
 
 class SsmPair(nn.Module):
-    """The selective SSMs that make keys and values (SPEC 3.3), side by side. Index 0 is the key's, 1 the value's.
+    """The selective SSMs that make keys and values (docs/model.md), side by side. Index 0 is the key's, 1 the value's.
 
     Rows of the input projection: z of both, xBC of both, dt of both, so that each slice is one block of channels.
     """
@@ -351,15 +354,17 @@ class Trainer:
     float32 masters that the optimizer holds).
     """
 
-    def __init__(self, model, mode, lr, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.033, compile_model=False, fused=True):
-        self.model, self.mode, self.compiled = model, mode, compile_model
+    def __init__(self, model, mode, lr, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.033, compile_model=False, optimizer="fused",
+                 plain_loss=False):
+        self.model, self.mode = model, mode
+        self.plain_loss = plain_loss or compile_model
         self.parameters = list(model.parameters())
         self.masters = self.parameters
         if mode == "weights":
             self.masters = [p.detach().clone() for p in self.parameters]
             for p in self.parameters:
                 p.data = p.data.bfloat16()
-        kind = dict(fused=True) if fused else dict(foreach=True)
+        kind = {"fused": dict(fused=True), "foreach": dict(foreach=True), "default": {}}[optimizer]
         self.optimizer = torch.optim.AdamW(self.masters, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, **kind)
         self.loss = torch.compile(self.loss_of) if compile_model else self.loss_of
 
@@ -368,7 +373,7 @@ class Trainer:
         with torch.autocast(device, torch.bfloat16) if self.mode == "autocast" else contextlib.nullcontext():
             logits = self.model(inputs)
         logits, targets = logits.flatten(0, 1), targets.flatten()
-        if self.compiled:
+        if self.plain_loss:
             return F.cross_entropy(logits.float(), targets)
         return CrossEntropy.apply(logits, targets)
 
@@ -398,7 +403,7 @@ def schedule(step, o):
     return o["lr"] * (low + (1 - low) * (1 + math.cos(math.pi * s)) / 2)
 
 
-def check(path, attention):
+def check(path, variant):
     """Compares logits, losses and gradient norms of a golden file; true when all stay within the file's float32 tolerance."""
     import h5py
 
@@ -412,11 +417,13 @@ def check(path, attention):
         logits, losses, norms = (torch.tensor(file[k][()]) for k in ("logits", "losses", "grad_norms"))
     n = tokens.shape[2] - 1
     block = max([b for b in range(1, n) if n % b == 0], default=1)
-    model = Model(dict(m, attention=attention, attention_block=block), n, ends)
+    plain = variant == "plain"
+    model = Model(dict(m, attention="mask" if plain else "blocks", attention_block=block), n, ends)
     model.load_state_dict(parameters_from_golden(m, named), strict=True)
     with torch.no_grad():
         ours = model(tokens[0, :, :-1]).double()
-    trainer = Trainer(model, "float32", o["lr"], (o["beta1"], o["beta2"]), o["eps"], o["weight_decay"])
+    trainer = Trainer(model, "float32", o["lr"], (o["beta1"], o["beta2"]), o["eps"], o["weight_decay"],
+                      optimizer="default" if plain else "fused", plain_loss=plain)
     steps = [trainer.step(batch[:, :-1], batch[:, 1:], schedule(i, o)) for i, batch in enumerate(tokens)]
     errors = {
         "logits": (((ours - logits).norm() / logits.norm()).item(), max(8 * allowed["logits"], 2e-6)),
@@ -424,7 +431,7 @@ def check(path, attention):
         "first_grad_norm": (abs(float(steps[0][1] / norms[0]) - 1), max(8 * allowed["grads_together"], 2e-6)),
     }
     ok = all(error <= bound for error, bound in errors.values())
-    print(json.dumps({"check": path, "attention": attention, "ok": ok, **{k: {"error": e, "allowed": b} for k, (e, b) in errors.items()}}))
+    print(json.dumps({"check": path, "variant": variant, "ok": ok, **{k: {"error": e, "allowed": b} for k, (e, b) in errors.items()}}))
     return ok
 
 
@@ -436,9 +443,10 @@ def keep_freed_memory():
         libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
 
 
-def measure(args):
-    device = torch.device(args.device)
-    if device.type == "cpu" and not args.plain_malloc:
+def measure(args, variant):
+    """Trains for some steps on random tokens, the same for every variant, and prints one line of JSON."""
+    plain, device = variant == "plain", torch.device(args.device)
+    if device.type == "cpu" and not plain and not args.plain_malloc:
         keep_freed_memory()
     if args.threads:
         torch.set_num_threads(args.threads)
@@ -446,13 +454,14 @@ def measure(args):
     torch.set_float32_matmul_precision(args.matmul_precision)
     ssm = dict(PAPER["ssm"], hidden=args.ssm_hidden, state=args.ssm_state)
     chunking = dict(strategy=args.chunking, size=args.chunk, leading_tokens=args.leading)
-    m = dict(PAPER, kind=args.model, ssm=ssm, chunking=chunking, attention=args.attention, attention_block=args.attention_block)
+    attention, optimizer = ("mask", "default") if plain else (args.attention, args.optimizer)
+    m = dict(PAPER, kind=args.model, ssm=ssm, chunking=chunking, attention=attention, attention_block=args.attention_block)
     model = Model(m, args.sequence)
     model.initialise()
     model.to(device)
     count = sum(p.numel() for p in model.parameters())
     mode = "float32" if args.dtype == "float32" else args.mixed
-    trainer = Trainer(model, mode, 1e-3, compile_model=args.compile, fused=args.optimizer == "fused")
+    trainer = Trainer(model, mode, 1e-3, compile_model=args.compile, optimizer=optimizer, plain_loss=plain)
     seconds, losses = [], []
     synchronise = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     started = time.perf_counter()
@@ -469,13 +478,14 @@ def measure(args):
             break
     tokens_per_step = args.batch * args.sequence
     print(json.dumps({
-        "model": args.model, "parameters": count, "batch": args.batch, "sequence": args.sequence, "dtype": args.dtype,
-        "mixed": mode if args.dtype == "bfloat16" else None, "compile": args.compile, "device": args.device,
+        "variant": variant, "model": args.model, "parameters": count, "batch": args.batch, "sequence": args.sequence,
+        "dtype": args.dtype, "mixed": mode if args.dtype == "bfloat16" else None, "compile": args.compile, "device": args.device,
         "device_name": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
         "tokens_per_s_median": round(tokens_per_step / statistics.median(seconds), 1),
         "tokens_per_s_best": round(tokens_per_step / min(seconds), 1), "seconds_median": round(statistics.median(seconds), 4),
-        "steps": len(seconds), "last_loss": round(losses[-1], 4), "threads": torch.get_num_threads(), "torch": torch.__version__,
-    }))
+        "steps": len(seconds), "first_loss": round(losses[0], 4), "last_loss": round(losses[-1], 4),
+        "threads": torch.get_num_threads(), "torch": torch.__version__,
+    }), flush=True)
 
 
 def main():
@@ -490,6 +500,8 @@ def main():
     parser.add_argument("--leading", type=int, default=8, help="recent tokens seen in full")
     parser.add_argument("--ssm-hidden", type=int, default=256)
     parser.add_argument("--ssm-state", type=int, default=32)
+    parser.add_argument("--variants", nargs="+", choices=["plain", "tuned"], default=["tuned"],
+                        help="measured one after another; flags below that say how something is done are for tuned")
     parser.add_argument("--attention", choices=["blocks", "mask"], default="blocks", help="how the chunk mask is applied")
     parser.add_argument("--attention-block", type=int, default=64, help="queries per block")
     parser.add_argument("--threads", type=int, default=0, help="0: PyTorch's choice")
@@ -504,8 +516,9 @@ def main():
     parser.add_argument("--check", nargs="+", metavar="GOLDEN.h5", help="compare with golden files instead of measuring")
     args = parser.parse_args()
     if args.check:
-        sys.exit(0 if all([check(path, how) for path in args.check for how in ("blocks", "mask")]) else 1)
-    measure(args)
+        sys.exit(0 if all([check(path, how) for path in args.check for how in ("tuned", "plain")]) else 1)
+    for variant in sorted(args.variants):  # plain first: tuned changes the allocator
+        measure(args, variant)
 
 
 if __name__ == "__main__":

@@ -1,33 +1,15 @@
 #include "tests/simt/machine.h"
 
 #include <bit>
-#include <cstdlib>
 #include <cstring>
-#include <map>
-#include <mutex>
 #include <new>
 #include <numeric>
-
-#include "tests/simt/emulated_stream.h"
 
 namespace attamba::simt {
 
 namespace {
 
 struct Abandoned {};  ///< unwinds the threads of a launch that failed
-
-Options initial_options() {
-  Options options;
-  if (const char* seed = std::getenv("ATTAMBA_SIMT_SEED"); seed != nullptr) {
-    options.seed = std::strtoull(seed, nullptr, 10);
-  }
-  return options;
-}
-
-std::map<std::string, Counters>& all_counters() {
-  static std::map<std::string, Counters> counters;
-  return counters;
-}
 
 bool same(const Site& a, const Site& b) {
   return a.line() == b.line() && a.column() == b.column() &&
@@ -56,33 +38,6 @@ bool orders_memory(WarpFunction function, bool shuffles_too) {
 }  // namespace
 
 Machine machine;
-
-Options& options() {
-  static Options options = initial_options();
-  return options;
-}
-
-Counters counters(const std::string& kernel) {
-  return all_counters()[kernel];
-}
-
-Counters total_counters() {
-  Counters sum;
-  for (const auto& [name, one] : all_counters()) {
-    sum.launches += one.launches, sum.blocks += one.blocks;
-    sum.global_loaded += one.global_loaded, sum.global_stored += one.global_stored;
-    sum.shared_loaded += one.shared_loaded, sum.shared_stored += one.shared_stored;
-    sum.copied_async += one.copied_async, sum.atomics += one.atomics;
-    sum.matrix_products += one.matrix_products, sum.matrix_loads += one.matrix_loads;
-    sum.matrix_load_conflicts += one.matrix_load_conflicts;
-    sum.block_barriers += one.block_barriers, sum.warp_functions += one.warp_functions;
-  }
-  return sum;
-}
-
-void reset_counters() {
-  all_counters().clear();
-}
 
 std::string name_of(WarpFunction function) {
   constexpr const char* kNames[] = {"shuffle",    "shuffle_xor", "shuffle_up",     "shuffle_down",
@@ -132,7 +87,7 @@ void Machine::run(const std::string& name, const Grid& grid, const std::function
   check_grid();
   const Options& now = options();
   checks_ = now.checks, shuffles_order_memory_ = now.shuffles_order_memory;
-  counters_ = &all_counters()[name];
+  counters_ = &counters_of(name);
   ++counters_->launches;
   random_state_ = now.seed;
   describe_own_stack(host_);
@@ -197,8 +152,7 @@ void Machine::run_block(std::int64_t index) {
 }
 
 void Machine::run_threads() {
-  current_ = nullptr;
-  current_ = pick();
+  current_ = pick(random_warp());
   switch_context(host_, current_->context);
   if (error_ == nullptr && live_ > 0) {
     error_ = std::make_exception_ptr(Error(stuck()));
@@ -233,11 +187,7 @@ void Machine::fiber_main() {
       m.error_ = std::current_exception();
     }
     thread.inside = false;
-    Thread* next = m.error_ != nullptr || m.abandoning_ ? nullptr : m.pick();
-    if (next != nullptr) {
-      m.current_ = next;
-    }
-    switch_context(thread.context, next != nullptr ? next->context : m.host_);
+    m.leave(thread, m.error_ != nullptr || m.abandoning_ ? nullptr : m.pick(*thread.warp));
   }
 }
 
@@ -261,38 +211,44 @@ void Machine::thread_returned() {
 
 // ------------------------------------------------------------------------------------------------ who runs next
 
-Thread* Machine::pick() {
-  Warp* warp = current_ == nullptr ? nullptr : current_->warp;
-  if (warp == nullptr || warp->runnable == 0) {
-    if (ready_ == 0) {
-      return nullptr;
-    }
-    const int shift = static_cast<int>(random() % 32);
-    const int w = (std::countr_zero(std::rotr(ready_, shift)) + shift) % 32;
-    warp = &warps_[static_cast<std::size_t>(w)];
+Warp& Machine::random_warp() {
+  if (ready_ == 0) {
+    return warps_[0];
   }
-  const int lane = (std::countr_zero(std::rotr(warp->runnable, warp->turn)) + warp->turn) % kWarp;
-  warp->runnable &= ~(1u << lane);
-  const auto w = warp - warps_.data();
-  if (warp->runnable == 0) {
+  const int shift = static_cast<int>(random() % 32);
+  return warps_[static_cast<std::size_t>((std::countr_zero(std::rotr(ready_, shift)) + shift) % 32)];
+}
+
+Thread* Machine::pick(Warp& preferred) {
+  Warp& warp = preferred.runnable != 0 ? preferred : random_warp();
+  if (warp.runnable == 0) {
+    return nullptr;
+  }
+  const int lane = (std::countr_zero(std::rotr(warp.runnable, warp.turn)) + warp.turn) % kWarp;
+  warp.runnable &= ~(1u << lane);
+  const auto w = &warp - warps_.data();
+  if (warp.runnable == 0) {
     ready_ &= ~(1u << w);
   }
   return &threads_[static_cast<std::size_t>(w * kWarp + lane)];
 }
 
-void Machine::suspend() {
+void Machine::suspend(Warp& preferred) {
   Thread& thread = *current_;
-  Thread* next = pick();
-  if (next == &thread) {
-    return;
+  Thread* next = pick(preferred);
+  if (next != &thread) {
+    leave(thread, next);
+    if (abandoning_) [[unlikely]] {
+      throw Abandoned{};
+    }
   }
+}
+
+void Machine::leave(Thread& thread, Thread* next) {
   if (next != nullptr) {
     current_ = next;
   }
   switch_context(thread.context, next != nullptr ? next->context : host_);
-  if (abandoning_) [[unlikely]] {
-    throw Abandoned{};
-  }
 }
 
 void Machine::meet(WarpFunction function, Site site, const Lane& arguments) {
@@ -310,7 +266,7 @@ void Machine::meet(WarpFunction function, Site site, const Lane& arguments) {
   warp.lanes[static_cast<std::size_t>(thread.lane)] = arguments;
   warp.in_function |= self;
   if (warp.in_function != ~0u) {
-    suspend();
+    suspend(warp);
     return;
   }
   complete(warp);
@@ -318,15 +274,7 @@ void Machine::meet(WarpFunction function, Site site, const Lane& arguments) {
   ready_ |= 1u << (&warp - warps_.data());
   if (random() % 4 == 0) {  // let another warp go first
     warp.runnable |= self;
-    current_ = nullptr;
-    Thread* next = pick();
-    current_ = next;
-    if (next != &thread) {
-      switch_context(thread.context, next->context);
-      if (abandoning_) [[unlikely]] {
-        throw Abandoned{};
-      }
-    }
+    suspend(random_warp());
   }
 }
 
@@ -357,17 +305,9 @@ void Machine::sync_block(Site site) {
   ++at_barrier_;
   if (at_barrier_ == live_) {
     release_barrier();
-    current_ = nullptr;
-    Thread* next = pick();
-    current_ = next;
-    if (next != &thread) {
-      switch_context(thread.context, next->context);
-      if (abandoning_) [[unlikely]] {
-        throw Abandoned{};
-      }
-    }
+    suspend(random_warp());
   } else {
-    suspend();
+    suspend(warp);
   }
 }
 
@@ -437,102 +377,4 @@ std::string Machine::stuck() const {
   return text;
 }
 
-// ------------------------------------------------------------------------------------------------ order between blocks
-
-namespace {
-
-/// Epoch and number of fences: when an access of one thread comes before one of its fences.
-Stamp fence_time(Stamp stamp) {
-  return epoch_of(stamp) << 2 | (stamp & kFenceMask) >> kFenceShift;
-}
-
-/// Whether another thread of the same block is known to be past `earlier`.
-bool before_in_block(Stamp earlier, Stamp later) {
-  return epoch_of(earlier) < epoch_of(later) ||
-         (epoch_of(earlier) == epoch_of(later) && ((earlier ^ later) & kThreadMask) < 32 &&
-          (earlier & kWarpEpochMask) < (later & kWarpEpochMask));
-}
-
-}  // namespace
-
-void Machine::fence() {
-  Thread& thread = *current_;
-  if ((thread.bits & kFenceMask) != kFenceMask) {
-    thread.bits += Stamp{1} << kFenceShift;
-  }
-  thread.last_fence = stamp(thread);
-  fenced_ = fenced_in_epoch_ = true;
-}
-
-void Machine::atomic_done() {
-  Thread& thread = *current_;
-  const Stamp now = stamp(thread);
-  thread.did_atomic = true;
-  thread.warp->first_atomic = std::min(thread.warp->first_atomic, now);
-  if (first_atomic_epoch_ == 0) {
-    first_atomic_epoch_ = epoch_;
-  }
-  if (!fenced_) {
-    return;
-  }
-  const std::uint64_t first = epoch_of(block_first_);
-  if (releases_.empty() || releases_.back().first_epoch != first) {
-    releases_.push_back({first, first, std::vector<Stamp>(static_cast<std::size_t>(grid_.threads)), {}});
-  }
-  Release& release = releases_.back();
-  release.last_epoch = epoch_;
-  for (int i = 0; i < grid_.threads; ++i) {
-    const Thread& other = threads_[static_cast<std::size_t>(i)];
-    if (other.last_fence != 0 && (&other == &thread || before_in_block(other.last_fence, now))) {
-      Stamp& before = release.before[static_cast<std::size_t>(i)];
-      before = std::max(before, fence_time(other.last_fence));
-    }
-  }
-  if (thread.last_fence != 0) {
-    std::erase_if(release.fences, [&](Stamp stamp) { return thread_of(stamp) == thread.index; });
-    release.fences.push_back(thread.last_fence);
-  }
-}
-
-bool Machine::knows_other_blocks() const {
-  const Thread& thread = *current_;
-  return thread.did_atomic || (first_atomic_epoch_ != 0 && first_atomic_epoch_ < epoch_) ||
-         (thread.warp->first_atomic | kFenceMask | kThreadMask) < stamp(thread);
-}
-
-bool Machine::ordered_between_blocks(Stamp other, bool atomic) const {
-  if (!knows_other_blocks() || atomic) {
-    return atomic && knows_other_blocks();
-  }
-  const std::uint64_t epoch = epoch_of(other);
-  auto release = std::upper_bound(releases_.begin(), releases_.end(), epoch,
-                                  [](std::uint64_t e, const Release& r) { return e < r.first_epoch; });
-  if (release == releases_.begin() || (--release)->last_epoch < epoch) {
-    return false;
-  }
-  return fence_time(other) < release->before[static_cast<std::size_t>(thread_of(other))] ||
-         std::any_of(release->fences.begin(), release->fences.end(),
-                     [&](Stamp fence) { return before_in_block(other, fence); });
-}
-
-bool ordered_between_blocks(Stamp other, bool atomic) {
-  return machine.ordered_between_blocks(other, atomic);
-}
-
-bool knows_other_blocks() {
-  return machine.knows_other_blocks();
-}
-
 }  // namespace attamba::simt
-
-namespace attamba::kernels::cuda {
-
-void emulate(const char* name, void* stream, const Grid& grid, std::function<void()> body) {
-  simt::run_on(static_cast<simt::EmulatedStream*>(stream), [name = std::string(name), grid, body = std::move(body)] {
-    static std::mutex one_at_a_time;
-    const std::lock_guard lock(one_at_a_time);
-    simt::machine.run(name, grid, body);
-  });
-}
-
-}  // namespace attamba::kernels::cuda

@@ -86,6 +86,7 @@ struct Release {
 
 class Machine {
  public:
+  Machine();
   void run(const std::string& name, const Grid& grid, const std::function<void()>& body);
 
   // What the running thread calls.
@@ -128,8 +129,12 @@ class Machine {
   void thread_returned();
   void next_epoch();
   void release_barrier();
-  Thread* pick();
-  void suspend();
+  Warp& random_warp();
+  /// Who runs next, of this warp if it can; null when no thread can.
+  Thread* pick(Warp& preferred);
+  /// Lets others run until someone picks the running thread.
+  void suspend(Warp& preferred);
+  void leave(Thread& thread, Thread* next);
   std::uint32_t random();
   void complete(Warp& warp);
   std::string where(const Thread* thread) const;
@@ -165,13 +170,11 @@ class Machine {
   std::vector<Thread> threads_;
   std::vector<std::uint32_t> order_;
   FiberPool fibers_;
-
- public:
-  Machine();
 };
 
 extern Machine machine;
 
+Counters& counters_of(const std::string& kernel);
 std::string name_of(WarpFunction function);
 /// Computes the function for all lanes of a warp (warp_functions.cpp).
 void compute(WarpFunction function, Warp& warp, Thread* lane0, const Site& site);

@@ -16,7 +16,7 @@ find launch src data kernels comm -name '*.h' -o -name '*.cuh' -o -name '*.cpp' 
     below["data"] = below["src/chunking"] = below["src/optim"] = "src/ops src/graph kernels comm src/core"
     below["src/models"] = "src/chunking src/ops src/graph kernels comm src/core"
     below["src/train"] = "src/models src/optim src/chunking data src/ops src/graph kernels comm src/core"
-    below["launch"] = "src/train " below["src/train"]
+    below["launch"] = "kernels/cuda src/train " below["src/train"]
   }
   function complain(text) { print FILENAME ":" FNR ": " text; failed = 1 }
   # The folder of this table that a path lies in: of subfolders that the table does not name, the nearest one above.

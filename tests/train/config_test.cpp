@@ -54,7 +54,7 @@ Config everything_changed() {
   c.model.rope_theta = 1e22;
   c.model.tie_embeddings = c.model.kv_proj = c.model.document_mask = true;
   c.model.ssm = {.hidden = 16, .state = 8, .heads = 4, .groups = 2, .conv = 0, .dt_bias = true, .residual = false};
-  c.model.chunking = {.strategy = "explicit", .size = 3, .leading_tokens = 0};
+  c.model.chunking = {.strategy = "explicit", .size = 3, .leading_tokens = 0, .ends_file = "ends.txt"};
   c.model.attn_dim = 24;
   c.model.sliding_window = 5;
   c.model.hidden = 40;
@@ -79,11 +79,14 @@ Config everything_changed() {
              .seed = std::numeric_limits<std::int64_t>::max(),
              .dtype = "float64",
              .device = "cpu",
+             .transport = "staged",
              .recompute = true,
              .deterministic = true,
              .threads = 3,
              .log_every = 7,
-             .debug = true};
+             .debug = true,
+             .watch = "layers.0.*",
+             .compare_cpu = true};
   c.eval = {.every = 11, .windows = 12};
   c.checkpoint = {.every = 13, .keep = 14};
   c.run = {.folder = "runs/x", .resume = "never"};
@@ -284,7 +287,7 @@ TEST(ValidateConfig, NamesKeyValueAndAdvice) {
       {"data.prefetch", "0", "data.prefetch = 0", "at least 1"},
       {"data.train", "a:-1", "data.train = \"a:-1\"", "positive"},
       {"data.train", ":2", "data.train = \":2\"", "names no folder"},
-      {"model.chunking.strategy", "explicit", "model.chunking.strategy = \"explicit\"", "use \"cyclic\""},
+      {"model.chunking.strategy", "explicit", "model.chunking.strategy = \"explicit\"", "model.chunking.ends_file"},
       {"model.chunking.strategy", "unifrom", "model.chunking.strategy = \"unifrom\"", "\"uniform\"?"},
       {"optim.name", "adam", "optim.name = \"adam\"", "\"adamw\"?"},
       {"optim.schedule", "cosin", "optim.schedule = \"cosin\"", "\"cosine\"?"},

@@ -3,44 +3,30 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <unistd.h>
 
 #include <cmath>
+#include <filesystem>
+#include <fstream>
 
 #include "comm/single_process.h"
 #include "src/core/error.h"
 #include "src/core/random.h"
+#include "tests/models/tiny_config.h"
 
 namespace attamba {
 namespace {
 
+/// A little wider, so that distributions show.
 ModelConfig tiny(const std::string& kind) {
-  ModelConfig c;
-  c.kind = kind;
+  ModelConfig c = testing_support::tiny_config(kind);
   c.vocab_size = 40;
   c.dim = 32;
-  c.n_layers = 2;
-  c.n_heads = 2;
   c.ffn_dim = 48;
   c.ssm = {.hidden = 16, .state = 4, .heads = 2, .dt_bias = true};
-  c.chunking = {.strategy = "cyclic", .size = 4, .leading_tokens = 2};
+  c.chunking.leading_tokens = 2;
   c.hidden = 48;
   return c;
-}
-
-/// Kinds that this version can train.
-std::vector<std::string> kinds() {
-  std::vector<std::string> all;
-  for (const std::string_view kind : model_kinds()) {
-    try {
-      const ModelConfig config = tiny(std::string(kind));
-      const auto chunking = make_model_chunking(config);
-      Tape tape;
-      declare_model(tape, {.config = config, .chunking = chunking.get(), .batch = {1, 8}});
-      all.emplace_back(kind);
-    } catch (const UsageError&) {  // not in the registry
-    }
-  }
-  return all;
 }
 
 struct Rank {
@@ -50,7 +36,7 @@ struct Rank {
     std::int64_t sequences = 2, global_batch = 2;
   };
   Rank(const ModelConfig& model, const Options& o)
-      : chunking(make_model_chunking(model)),
+      : chunking(make_model_chunking(model, 16)),
         programs({.model = model,
                   .chunking = chunking.get(),
                   .micro_batch = {o.sequences, 16},
@@ -96,7 +82,31 @@ struct Rank {
   ModelPrograms programs;
 };
 
-// ---------------------------------------------------------------------------------------------- initial weights (SPEC 5)
+// ---------------------------------------------------------------------------------------------- initial weights
+
+TEST(ExplicitChunks, TrainLikeTheStrategyWhoseEndsTheyAre) {
+  const std::filesystem::path file = std::filesystem::temp_directory_path() / concat("attamba-ends-", getpid(), ".txt");
+  std::ofstream(file) << "3 7 11 15\n";
+  ModelConfig uniform = tiny("attamba"), listed = tiny("attamba");
+  uniform.chunking.strategy = "uniform";
+  listed.chunking.strategy = "explicit";
+  listed.chunking.ends_file = file.string();
+  Rank a(uniform, {}), b(listed, {});
+  for (std::int64_t step = 0; step < 3; ++step) {
+    a.write(2 * step, 2);
+    b.write(2 * step, 2);
+    const StepResult expected = a.programs.finish_step(1e-2, step, false), result = b.programs.finish_step(1e-2, step, false);
+    EXPECT_EQ(result.loss, expected.loss) << "step " << step;
+    EXPECT_EQ(result.gradient_norm, expected.gradient_norm) << "step " << step;
+  }
+  EXPECT_EQ(a.all_weights(), b.all_weights());
+  std::ofstream(file) << "3 7 11 15\n2 9 15\n";  // layers of their own
+  Rank fresh(uniform, {}), other(listed, {});
+  fresh.write(0, 2);
+  other.write(0, 2);
+  EXPECT_NE(fresh.programs.evaluate(), other.programs.evaluate());
+  std::filesystem::remove(file);
+}
 
 TEST(Initialization, HasTheSpecifiedDistributions) {
   ModelConfig config = tiny("attamba");
@@ -243,7 +253,8 @@ TEST_P(EveryKind, RecomputationChangesNoBit) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Registry, EveryKind, testing::ValuesIn(kinds()), [](const auto& test) { return test.param; });
+INSTANTIATE_TEST_SUITE_P(Registry, EveryKind, testing::ValuesIn(testing_support::trainable_kinds()),
+                         [](const auto& test) { return test.param; });
 
 TEST(Steps, EvaluationLeavesTrainingAlone) {
   Rank plain(tiny("attamba"), {}), evaluated(tiny("attamba"), {});

@@ -54,7 +54,7 @@ TEST(Sample, GreedyTextIsTheForwardsArgmaxAndGoesOnBeyondAWindow) {
   model.ffn_dim = 24;
   model.ssm = {.hidden = 8, .state = 4, .heads = 2};
   model.chunking = {.strategy = "cyclic", .size = 3, .leading_tokens = 2};
-  const auto chunking = make_model_chunking(model);
+  const auto chunking = make_model_chunking(model, kLength);
   SingleProcess communicator;
   ModelPrograms programs(
       {.model = model, .chunking = chunking.get(), .micro_batch = {1, kLength}, .training = false, .logits = true},

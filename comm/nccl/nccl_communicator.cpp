@@ -1,0 +1,365 @@
+#include "comm/nccl/nccl_communicator.h"
+
+#include <cuda_runtime_api.h>
+#include <unistd.h>
+
+#include <array>
+#include <chrono>
+#include <condition_variable>
+#include <cstdio>
+#include <cstdlib>
+#include <deque>
+#include <exception>
+#include <future>
+#include <iostream>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+#include "comm/checks.h"
+#include "comm/gpu_ranks.h"
+#include "comm/launch_environment.h"
+#include "comm/nccl/nccl_library.h"
+#include "comm/staged_communicator.h"
+
+namespace attamba {
+
+namespace {
+
+/// Positions that the device can report; collectives behind them count as the last one.
+constexpr std::size_t kMostPositions = 4096;
+constexpr auto kPollInterval = std::chrono::milliseconds(200);
+/// For ncclCommAbort, which can hang itself.
+constexpr auto kAbortTime = std::chrono::seconds(5);
+
+template <class... Parts>
+void check(cudaError_t status, const Parts&... operation) {
+  require(status == cudaSuccess, operation..., ": ", cudaGetErrorName(status), ", ", cudaGetErrorString(status));
+}
+
+double seconds_now() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+std::string host_name() {
+  std::array<char, 256> name{};
+  gethostname(name.data(), name.size() - 1);
+  return name.data();
+}
+
+cudaEvent_t make_event() {
+  cudaEvent_t event = nullptr;
+  check(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "CUDA event");
+  return event;
+}
+
+std::string hexadecimal(const cudaUUID_t& uuid) {
+  std::string text = "GPU-";
+  for (std::size_t i = 0; i < sizeof uuid.bytes; ++i) {
+    std::array<char, 3> digits{};
+    std::snprintf(digits.data(), digits.size(), "%02x", static_cast<unsigned>(static_cast<unsigned char>(uuid.bytes[i])));
+    text += concat(i == 4 || i == 6 || i == 8 || i == 10 ? "-" : "", digits.data());
+  }
+  return text;
+}
+
+ncclDataType_t nccl_type(DType dtype) {
+  switch (dtype) {
+    case DType::float64:
+      return ncclFloat64;
+    case DType::int32:
+      return ncclInt32;
+    case DType::int64:
+      return ncclInt64;
+    default:
+      return ncclFloat32;
+  }
+}
+
+/// Of this GPU and the others that this process sees.
+std::string describe_peers(int gpu) {
+  int count = 0, reachable = 0;
+  check(cudaGetDeviceCount(&count), "GPUs");
+  for (int other = 0; other < count; ++other) {
+    int can = 0;
+    if (other != gpu && cudaDeviceCanAccessPeer(&can, gpu, other) == cudaSuccess) {
+      reachable += can;
+    }
+  }
+  return count < 2 ? "each rank sees its own GPU alone"
+                   : concat("peer access to ", reachable, " of ", count - 1, " GPUs of this host");
+}
+
+class NcclCommunicator final : public Communicator {
+ public:
+  NcclCommunicator(Communicator& host, int gpu, void* compute_stream);
+  ~NcclCommunicator() override;
+  NcclCommunicator(const NcclCommunicator&) = delete;
+  NcclCommunicator& operator=(const NcclCommunicator&) = delete;
+
+  int rank() const override { return host_.rank(); }
+  int size() const override { return host_.size(); }
+  int local_rank() const override { return host_.local_rank(); }
+  int local_size() const override { return host_.local_size(); }
+  std::string description() const override { return concat(description_, "; ", host_.description()); }
+
+  void all_reduce_sum(const Tensor& data) override;
+  std::unique_ptr<Request> start_all_reduce_sum(const Tensor& data) override;
+  void all_reduce_max(const Tensor& data) override { staged_.all_reduce_max(data); }
+  void broadcast(const Tensor& data, int root) override { staged_.broadcast(data, root); }
+  void all_gather(const Tensor& whole, const Tensor& part) override { staged_.all_gather(whole, part); }
+  void barrier() override { host_.barrier(); }
+  void work_enqueued() override;
+  [[noreturn]] void abort(int exit_code) override;
+
+ private:
+  class Sum;
+
+  void connect();
+  void check_nccl(ncclResult_t result, const char* operation) const;
+  void watch();
+  std::size_t count_finished_pieces();
+  [[noreturn]] void give_up(const std::string& reason);
+
+  Communicator& host_;
+  StagedCommunicator staged_;
+  const NcclLibrary& nccl_;
+  const int gpu_;
+  const std::string host_name_ = attamba::host_name();
+  const double limit_ = seconds_from_environment("ATTAMBA_TIMEOUT", kDefaultTimeout);
+  const int exceptions_at_start_ = std::uncaught_exceptions();
+  cudaStream_t compute_ = nullptr;  ///< the runtime's
+  cudaStream_t stream_ = nullptr;   ///< for sums
+  cudaEvent_t ready_ = nullptr;
+  std::vector<cudaEvent_t> free_events_;  ///< of requests
+  ncclComm_t nccl_comm_ = nullptr;
+  std::uint32_t* numbers_ = nullptr;            ///< GPU memory: 0, 1, 2, ...
+  volatile std::uint32_t* position_ = nullptr;  ///< host memory that the GPU copies its position to
+  std::string description_;
+
+  CollectiveLog log_;
+  std::mutex mutex_;  ///< of all below
+  std::condition_variable stopped_;
+  bool stopping_ = false;
+  std::deque<cudaEvent_t> piece_ends_;  ///< one per piece of work that has not been seen finished
+  std::vector<cudaEvent_t> free_piece_ends_;
+  std::thread watchdog_;
+};
+
+/// In flight from the event that says its sum is there until the compute stream has been told to wait for it.
+class NcclCommunicator::Sum final : public Request {
+ public:
+  Sum(NcclCommunicator& owner, cudaEvent_t done) : owner_(owner), done_(done) {}
+  ~Sum() override {
+    try {
+      wait();
+    } catch (const std::exception&) {  // whoever did not wait did not want to know
+    }
+  }
+  void wait() override {
+    if (done_ != nullptr) {
+      const cudaEvent_t done = std::exchange(done_, nullptr);
+      owner_.free_events_.push_back(done);  // free to be recorded again: waiting refers to what was recorded last
+      check(cudaStreamWaitEvent(owner_.compute_, done, 0), "all_reduce_sum");
+    }
+  }
+
+ private:
+  NcclCommunicator& owner_;
+  cudaEvent_t done_;
+};
+
+NcclCommunicator::NcclCommunicator(Communicator& host, int gpu, void* compute_stream)
+    : host_(host), staged_(host), nccl_(nccl_library()), gpu_(gpu), compute_(static_cast<cudaStream_t>(compute_stream)) {
+  cudaDeviceProp properties{};
+  check(cudaGetDeviceProperties(&properties, gpu), "GPU ", gpu);
+  int version = 0;
+  check_nccl(nccl_.get_version(&version), "ncclGetVersion");
+  const std::vector<GpuOfRank> ranks = gather_gpus(host_, {host_name_, hexadecimal(properties.uuid), properties.name, version});
+  require_usable_for_nccl(ranks);
+  description_ = concat("NCCL ", nccl_version_text(version), ", ", describe_gpus(ranks), ", ", describe_peers(gpu));
+
+  int lowest = 0, highest = 0;
+  check(cudaDeviceGetStreamPriorityRange(&lowest, &highest), "CUDA stream");
+  check(cudaStreamCreateWithPriority(&stream_, cudaStreamNonBlocking, highest), "CUDA stream");
+  ready_ = make_event();
+  std::vector<std::uint32_t> numbers(kMostPositions + 1);
+  for (std::size_t i = 0; i < numbers.size(); ++i) {
+    numbers[i] = static_cast<std::uint32_t>(i);
+  }
+  const std::size_t bytes = numbers.size() * sizeof numbers[0];
+  check(cudaMalloc(reinterpret_cast<void**>(&numbers_), bytes), "GPU memory of ", bytes, " bytes");
+  check(cudaMemcpy(numbers_, numbers.data(), bytes, cudaMemcpyHostToDevice), "copy to the GPU");
+  void* position = nullptr;
+  check(cudaMallocHost(&position, sizeof(std::uint32_t)), "page-locked memory");
+  position_ = static_cast<volatile std::uint32_t*>(position);
+  *position_ = 0;
+  connect();
+  watchdog_ = std::thread([this] { watch(); });
+}
+
+/// NCCL's set-up blocks for as long as a rank is missing, so it runs on a thread that can be given up.
+void NcclCommunicator::connect() {
+  ncclUniqueId id{};
+  if (rank() == 0) {
+    check_nccl(nccl_.get_unique_id(&id), "ncclGetUniqueId");
+  }
+  static_assert(sizeof id % sizeof(std::int32_t) == 0);
+  host_.broadcast({&id, {DType::int32, {sizeof id / sizeof(std::int32_t)}}}, 0);
+  struct Result {
+    ncclComm_t comm = nullptr;
+    ncclResult_t code = ncclSuccess;
+  };
+  std::promise<Result> promise;
+  std::future<Result> future = promise.get_future();
+  std::thread([&nccl = nccl_, id, size = size(), rank = rank(), gpu = gpu_, promise = std::move(promise)]() mutable {
+    Result result;
+    ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
+    config.blocking = 1;
+    result.code =
+        cudaSetDevice(gpu) == cudaSuccess ? nccl.init_rank(&result.comm, size, id, rank, &config) : ncclUnhandledCudaError;
+    promise.set_value(result);
+  }).detach();
+  if (limit_ > 0) {
+    require(future.wait_for(std::chrono::duration<double>(limit_)) == std::future_status::ready, "rank ", rank(), " of ",
+            size(), " on ", host_name_, ": NCCL was not set up within ", limit_,
+            " s: a rank is missing, or hosts cannot reach each other (NCCL_SOCKET_IFNAME chooses the network, NCCL_DEBUG=INFO "
+            "says more)");
+  }
+  const Result result = future.get();
+  check_nccl(result.code, "ncclCommInitRankConfig");
+  nccl_comm_ = result.comm;
+}
+
+NcclCommunicator::~NcclCommunicator() {
+  {
+    const std::lock_guard lock(mutex_);
+    stopping_ = true;
+  }
+  stopped_.notify_one();
+  watchdog_.join();
+  // When an exception ends this rank, the job ends next, and the other ranks may be anywhere: nothing is waited for. CUDA's
+  // objects are left to the end of the process.
+  if (std::uncaught_exceptions() == exceptions_at_start_) {
+    cudaStreamSynchronize(stream_);
+    nccl_.destroy(nccl_comm_);
+  }
+}
+
+void NcclCommunicator::check_nccl(ncclResult_t result, const char* operation) const {
+  if (result != ncclSuccess) {
+    throw Error(concat(operation, " failed on rank ", rank(), " of ", size(), " on ", host_name_, ": ",
+                       nccl_.error_string(result), " (", nccl_.last_error(nccl_comm_), "); NCCL_DEBUG=INFO says more"));
+  }
+}
+
+void NcclCommunicator::all_reduce_sum(const Tensor& data) {
+  if (data.device == Device::cpu) {
+    host_.all_reduce_sum(data);
+    return;
+  }
+  start_all_reduce_sum(data)->wait();
+  work_enqueued();
+}
+
+std::unique_ptr<Request> NcclCommunicator::start_all_reduce_sum(const Tensor& data) {
+  comm_checks::reducible("start_all_reduce_sum", data);
+  if (data.device == Device::cpu) {
+    return host_.start_all_reduce_sum(data);
+  }
+  cudaStreamCaptureStatus capture = cudaStreamCaptureStatusNone;
+  check(cudaStreamIsCapturing(compute_, &capture), "CUDA stream");
+  const std::size_t position = log_.add(data.type, capture != cudaStreamCaptureStatusNone, seconds_now());
+  if (free_events_.empty()) {
+    free_events_.push_back(make_event());
+  }
+  const cudaEvent_t done = free_events_.back();
+  free_events_.pop_back();
+  // The sum begins when the kernels enqueued so far are done, and then says how far it has come.
+  check(cudaEventRecord(ready_, compute_), "all_reduce_sum");
+  check(cudaStreamWaitEvent(stream_, ready_, 0), "all_reduce_sum");
+  check_nccl(nccl_.all_reduce(data.data, data.data, static_cast<std::size_t>(data.elements()), nccl_type(data.dtype()), ncclSum,
+                              nccl_comm_, stream_),
+             "ncclAllReduce");
+  check(cudaMemcpyAsync(const_cast<std::uint32_t*>(position_), numbers_ + std::min(position, kMostPositions),
+                        sizeof(std::uint32_t), cudaMemcpyDeviceToHost, stream_),
+        "all_reduce_sum");
+  check(cudaEventRecord(done, stream_), "all_reduce_sum");
+  return std::make_unique<Sum>(*this, done);
+}
+
+/// The compute stream has been told to wait for all of the piece's sums, so its position may be set back, and an event there is
+/// the piece's end.
+void NcclCommunicator::work_enqueued() {
+  check(
+      cudaMemcpyAsync(const_cast<std::uint32_t*>(position_), numbers_, sizeof(std::uint32_t), cudaMemcpyDeviceToHost, compute_),
+      "all_reduce_sum");
+  const std::lock_guard lock(mutex_);
+  if (free_piece_ends_.empty()) {
+    free_piece_ends_.push_back(make_event());
+  }
+  check(cudaEventRecord(free_piece_ends_.back(), compute_), "all_reduce_sum");
+  piece_ends_.push_back(free_piece_ends_.back());
+  free_piece_ends_.pop_back();
+  log_.close_piece(seconds_now());
+}
+
+/// With the lock held, as between an event and its entry in the log a piece must not be counted.
+std::size_t NcclCommunicator::count_finished_pieces() {
+  std::size_t finished = 0;
+  while (!piece_ends_.empty() && cudaEventQuery(piece_ends_.front()) == cudaSuccess) {
+    free_piece_ends_.push_back(piece_ends_.front());
+    piece_ends_.pop_front();
+    ++finished;
+  }
+  return finished;
+}
+
+void NcclCommunicator::watch() {
+  cudaSetDevice(gpu_);
+  std::unique_lock lock(mutex_);
+  while (!stopped_.wait_for(lock, kPollInterval, [this] { return stopping_; })) {
+    log_.observe(count_finished_pieces(), *position_, seconds_now());
+    lock.unlock();
+    ncclResult_t error = ncclSuccess;
+    const ncclResult_t asked = nccl_.async_error(nccl_comm_, &error);
+    error = asked == ncclSuccess ? error : asked;
+    const auto stuck = log_.stuck(seconds_now(), limit_);
+    if (error != ncclSuccess && error != ncclInProgress) {
+      // Where it stands: the limit is one that anything outstanding exceeds.
+      const auto at = log_.stuck(seconds_now() + 1e9, 1);
+      give_up(concat("rank ", rank(), " of ", size(), " on ", host_name_, ": NCCL reports ", nccl_.error_string(error), " (",
+                     nccl_.last_error(nccl_comm_), ")",
+                     at ? concat(" at all_reduce_sum number ", at->number, " (", at->type, ")") : std::string()));
+    }
+    if (stuck) {
+      give_up(describe_stuck(*stuck, rank(), size(), host_name_));
+    }
+    lock.lock();
+  }
+}
+
+void NcclCommunicator::give_up(const std::string& reason) {
+  std::cerr << "attamba: error: " << reason << std::endl;
+  std::promise<void> promise;
+  const std::future<void> aborted = promise.get_future();
+  std::thread([&nccl = nccl_, comm = nccl_comm_, promise = std::move(promise)]() mutable {
+    nccl.abort(comm);
+    promise.set_value();
+  }).detach();
+  aborted.wait_for(kAbortTime);
+  abort(1);
+}
+
+void NcclCommunicator::abort(int exit_code) {
+  host_.abort(exit_code);
+  std::_Exit(exit_code);
+}
+
+}  // namespace
+
+std::unique_ptr<Communicator> make_nccl_communicator(Communicator& host, int gpu, void* compute_stream) {
+  return std::make_unique<NcclCommunicator>(host, gpu, compute_stream);
+}
+
+}  // namespace attamba

@@ -1,0 +1,117 @@
+#include "kernels/cuda/matmul_choices.h"
+
+#include <cuda_runtime_api.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cctype>
+#include <cstdlib>
+#include <fstream>
+#include <sstream>
+
+#include "kernels/cuda/cublas_lt.h"
+#include "src/core/error.h"
+
+namespace attamba::kernels::cuda {
+
+namespace {
+
+namespace fs = std::filesystem;
+
+// A line per choice: m n k transpose_a transpose_b accumulate input output, then the algorithm's words in hexadecimal.
+void write_line(std::ostream& out, const MatmulShape& s, const cublasLtMatmulAlgo_t& algorithm) {
+  out << std::dec << s.m << ' ' << s.n << ' ' << s.k << ' ' << s.transpose_a << ' ' << s.transpose_b << ' ' << s.accumulate
+      << ' ' << static_cast<int>(s.input) << ' ' << static_cast<int>(s.output) << std::hex;
+  for (const std::uint64_t word : algorithm.data) {
+    out << ' ' << word;
+  }
+  out << '\n';
+}
+
+bool read_line(const std::string& line, MatmulShape& s, cublasLtMatmulAlgo_t& algorithm) {
+  std::istringstream in(line);
+  int input = 0, output = 0;
+  in >> s.m >> s.n >> s.k >> s.transpose_a >> s.transpose_b >> s.accumulate >> input >> output >> std::hex;
+  s.input = static_cast<DType>(input);
+  s.output = static_cast<DType>(output);
+  for (std::uint64_t& word : algorithm.data) {
+    in >> word;
+  }
+  return static_cast<bool>(in);
+}
+
+fs::path cache_folder() {
+  if (const char* own = std::getenv("ATTAMBA_CACHE")) {
+    return own;
+  }
+  if (const char* user = std::getenv("XDG_CACHE_HOME")) {
+    return fs::path(user) / "attamba";
+  }
+  if (const char* home = std::getenv("HOME")) {
+    return fs::path(home) / ".cache" / "attamba";
+  }
+  return {};
+}
+
+/// Choices hold for one kind of GPU, driver and library.
+fs::path choices_file() {
+  const fs::path folder = cache_folder();
+  int index = 0, driver = 0;
+  cudaDeviceProp properties{};
+  if (folder.empty() || cudaGetDevice(&index) != cudaSuccess || cudaGetDeviceProperties(&properties, index) != cudaSuccess) {
+    return {};
+  }
+  cudaDriverGetVersion(&driver);
+  std::string gpu = properties.name;
+  std::replace_if(
+      gpu.begin(), gpu.end(), [](unsigned char c) { return std::isalnum(c) == 0; }, '-');
+  return folder / concat("products-", gpu, "-driver-", driver, "-cublaslt-", cublas_lt().version(), ".txt");
+}
+
+}  // namespace
+
+std::ostream& operator<<(std::ostream& out, const MatmulShape& s) {
+  return out << name_of(s.output) << '[' << s.m << ", " << s.n << "] = " << name_of(s.input) << (s.transpose_a ? " a^T" : " a")
+             << (s.transpose_b ? " b^T" : " b") << " over " << s.k << (s.accumulate ? ", accumulating" : "");
+}
+
+MatmulChoices::MatmulChoices(fs::path file) : file_(std::move(file)) {
+  std::ifstream in(file_);
+  std::string line;
+  MatmulShape shape;
+  cublasLtMatmulAlgo_t algorithm{};
+  while (std::getline(in, line)) {
+    if (read_line(line, shape, algorithm)) {
+      choices_[shape] = algorithm;
+    }
+  }
+}
+
+std::optional<cublasLtMatmulAlgo_t> MatmulChoices::find(const MatmulShape& shape) const {
+  const auto found = choices_.find(shape);
+  return found == choices_.end() ? std::nullopt : std::optional(found->second);
+}
+
+void MatmulChoices::keep(const MatmulShape& shape, const cublasLtMatmulAlgo_t& algorithm) {
+  choices_[shape] = algorithm;
+  if (file_.empty()) {
+    return;
+  }
+  std::error_code ignored;
+  fs::create_directories(file_.parent_path(), ignored);
+  const fs::path unfinished = concat(file_.string(), ".", getpid());
+  {
+    std::ofstream out(unfinished);
+    for (const auto& [kept, choice] : choices_) {
+      write_line(out, kept, choice);
+    }
+  }
+  fs::rename(unfinished, file_, ignored);
+}
+
+MatmulChoices& matmul_choices() {
+  static MatmulChoices choices(choices_file());
+  return choices;
+}
+
+}  // namespace attamba::kernels::cuda

@@ -1,0 +1,43 @@
+// Which algorithm of cuBLASLt runs a shape: chosen once per kind of GPU, driver and library, kept on disk between runs.
+#pragma once
+
+#include <cublasLt.h>
+
+#include <compare>
+#include <cstdint>
+#include <filesystem>
+#include <map>
+#include <optional>
+#include <ostream>
+
+#include "src/core/dtype.h"
+
+namespace attamba::kernels::cuda {
+
+/// out [m, n] = op(a) op(b) (+ addend).
+struct MatmulShape {
+  std::int64_t m = 0, n = 0, k = 0;
+  bool transpose_a = false, transpose_b = false, accumulate = false;
+  DType input = DType::float32, output = DType::float32;
+  friend auto operator<=>(const MatmulShape&, const MatmulShape&) = default;
+};
+std::ostream& operator<<(std::ostream& out, const MatmulShape& shape);
+
+/// Choices in memory, and a file that remembers them. A file that cannot be read or written costs time, never a run.
+class MatmulChoices {
+ public:
+  /// An empty path: nothing is kept.
+  explicit MatmulChoices(std::filesystem::path file);
+  std::optional<cublasLtMatmulAlgo_t> find(const MatmulShape& shape) const;
+  /// Remembers it, and rewrites the file under another name first, so that readers and other ranks see whole files only.
+  void keep(const MatmulShape& shape, const cublasLtMatmulAlgo_t& algorithm);
+
+ private:
+  std::filesystem::path file_;
+  std::map<MatmulShape, cublasLtMatmulAlgo_t> choices_;
+};
+
+/// Those of this process's GPU: ATTAMBA_CACHE, XDG_CACHE_HOME/attamba or ~/.cache/attamba.
+MatmulChoices& matmul_choices();
+
+}  // namespace attamba::kernels::cuda

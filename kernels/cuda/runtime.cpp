@@ -1,0 +1,134 @@
+#include "kernels/cuda/runtime.h"
+
+#include <cuda_runtime_api.h>
+
+#include <iomanip>
+#include <sstream>
+
+#include "kernels/cuda/check.h"
+
+namespace attamba::kernels::cuda {
+
+namespace {
+
+std::string in_gibibytes(std::size_t bytes) {
+  std::ostringstream out;
+  out << std::fixed << std::setprecision(1) << static_cast<double>(bytes) / static_cast<double>(1 << 30) << " GiB";
+  return out.str();
+}
+
+/// A CUDA graph.
+class Graph final : public RecordedWork {
+ public:
+  Graph(cudaGraph_t graph, cudaStream_t stream) : stream_(stream) {
+    const cudaError_t status = cudaGraphInstantiate(&executable_, graph, 0);
+    cudaGraphDestroy(graph);
+    check(status, "CUDA graph");
+  }
+  ~Graph() override { cudaGraphExecDestroy(executable_); }
+  Graph(const Graph&) = delete;
+  Graph& operator=(const Graph&) = delete;
+  void launch() override { check(cudaGraphLaunch(executable_, stream_), "CUDA graph"); }
+
+ private:
+  cudaGraphExec_t executable_ = nullptr;
+  cudaStream_t stream_;
+};
+
+class Runtime final : public DeviceRuntime {
+ public:
+  explicit Runtime(int index) : index_(index) {
+    check(cudaSetDevice(index), "GPU ", index);
+    check(cudaGetDeviceProperties(&properties_, index), "GPU ", index);
+    check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "CUDA stream");
+    check(cudaEventCreateWithFlags(&copied_, cudaEventDisableTiming), "CUDA event");
+    check(cudaEventCreate(&begin_), "CUDA event");
+    check(cudaEventCreate(&end_), "CUDA event");
+  }
+  // What CUDA holds is left to the end of the process, which may already have unloaded CUDA when this is destroyed.
+
+  std::string description() const override {
+    int driver = 0;
+    cudaDriverGetVersion(&driver);
+    return concat(properties_.name, ", ", in_gibibytes(properties_.totalGlobalMem), ", sm_", properties_.major,
+                  properties_.minor, ", driver ", driver / 1000, '.', driver % 1000 / 10);
+  }
+  void* stream() override { return stream_; }
+
+  std::byte* allocate(std::size_t bytes, const std::string& purpose) override {
+    void* memory = nullptr;
+    const cudaError_t status = cudaMalloc(&memory, bytes == 0 ? 256 : bytes);
+    if (status != cudaSuccess) {
+      cudaGetLastError();
+      std::size_t free = 0, total = 0;
+      cudaMemGetInfo(&free, &total);
+      throw Error(concat("out of GPU memory: ", in_gibibytes(bytes), " for ", purpose, ", but ", in_gibibytes(free), " of ",
+                         in_gibibytes(total), " are free; use a smaller train.micro_batch or train.recompute = true"));
+    }
+    clear(memory, bytes);
+    return static_cast<std::byte*>(memory);
+  }
+  void release(std::byte* memory) noexcept override { cudaFree(memory); }
+  std::byte* allocate_host(std::size_t bytes, const std::string& purpose) override {
+    void* memory = nullptr;
+    check(cudaMallocHost(&memory, bytes == 0 ? 64 : bytes), "page-locked memory of ", bytes, " bytes for ", purpose);
+    std::fill_n(static_cast<std::byte*>(memory), bytes, std::byte{0});
+    return static_cast<std::byte*>(memory);
+  }
+  void release_host(std::byte* memory) noexcept override { cudaFreeHost(memory); }
+
+  void copy_to_device(void* device, const void* host, std::size_t bytes) override {
+    check(cudaMemcpyAsync(device, host, bytes, cudaMemcpyHostToDevice, stream_), "copy of ", bytes, " bytes to the GPU");
+    check(cudaEventRecord(copied_, stream_), "CUDA event");
+  }
+  void copy_to_host(void* host, const void* device, std::size_t bytes) override {
+    check(cudaMemcpyAsync(host, device, bytes, cudaMemcpyDeviceToHost, stream_), "copy of ", bytes, " bytes from the GPU");
+  }
+  void copy_on_device(void* to, const void* from, std::size_t bytes) override {
+    check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, stream_), "copy of ", bytes, " bytes on the GPU");
+  }
+  void clear(void* device, std::size_t bytes) override {
+    check(cudaMemsetAsync(device, 0, bytes, stream_), "clearing ", bytes, " bytes on the GPU");
+  }
+  void wait_for_copies() override { check(cudaEventSynchronize(copied_), "copies to the GPU"); }
+  void synchronize() override { check(cudaStreamSynchronize(stream_), "work on GPU ", index_); }
+
+  double seconds_of(const std::function<void()>& body) override {
+    check(cudaEventRecord(begin_, stream_), "CUDA event");
+    body();
+    check(cudaEventRecord(end_, stream_), "CUDA event");
+    check(cudaEventSynchronize(end_), "work on GPU ", index_);
+    float milliseconds = 0;
+    check(cudaEventElapsedTime(&milliseconds, begin_, end_), "CUDA event");
+    return milliseconds * 1e-3;
+  }
+
+  std::unique_ptr<RecordedWork> record(const std::function<void()>& body) override {
+    check(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal), "CUDA graph capture");
+    cudaGraph_t graph = nullptr;
+    try {
+      body();
+    } catch (...) {
+      cudaStreamEndCapture(stream_, &graph);
+      cudaGraphDestroy(graph);
+      cudaGetLastError();
+      throw;
+    }
+    check(cudaStreamEndCapture(stream_, &graph), "CUDA graph capture");
+    return std::make_unique<Graph>(graph, stream_);
+  }
+
+ private:
+  int index_;
+  cudaDeviceProp properties_{};
+  cudaStream_t stream_ = nullptr;
+  cudaEvent_t copied_ = nullptr, begin_ = nullptr, end_ = nullptr;
+};
+
+}  // namespace
+
+std::unique_ptr<DeviceRuntime> make_runtime(int index) {
+  return std::make_unique<Runtime>(index);
+}
+
+}  // namespace attamba::kernels::cuda

@@ -1,0 +1,23 @@
+// Which device a command computes on.
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "comm/communicator.h"
+#include "src/core/device.h"
+#include "src/core/dtype.h"
+
+namespace attamba {
+
+/// `name` is auto, cpu or cuda; auto is a GPU where there is a usable one that computes in `dtype`. Sets the device up: ranks
+/// of one host take its GPUs in turn. `deterministic`: results must not depend on timings. Throws UsageError with advice when
+/// cuda was asked for in vain.
+Device open_device(const std::string& name, DType dtype, const Communicator& communicator, bool deterministic = false);
+
+/// What ranks that train on `device` talk through: the communicator itself where it can reach the device's memory (this returns
+/// nothing then), otherwise one made around it, which it must outlive. `transport` is auto, nccl or staged (train.transport).
+/// All ranks call it. Throws UsageError with advice when NCCL cannot serve these ranks, or only some of them have a GPU.
+std::unique_ptr<Communicator> device_communicator(const std::string& transport, Device device, Communicator& communicator);
+
+}  // namespace attamba

@@ -1,0 +1,168 @@
+// Attention and the chunked scan.
+#include <algorithm>
+#include <cmath>
+
+#include "src/chunking/table.h"
+#include "src/core/error.h"
+#include "tests/gpu/side.h"
+
+namespace attamba::gpu_check {
+
+namespace {
+
+/// A batch of sequences with one chunking.
+struct Layout {
+  std::string name;
+  std::int64_t sequences = 1, n = 0;
+  std::string strategy;                      ///< empty: plain causal attention, and one chunk per sequence for scans
+  std::int64_t size = 8, leading = 0;        ///< of causal attention: the window
+  std::vector<std::int32_t> documents = {};  ///< where documents begin, alike in every sequence
+};
+
+struct HostTable {
+  std::vector<std::int32_t> ends, key_begin, key_end, local_begin, starts, document_starts;
+
+  explicit HostTable(const Layout& layout) {
+    const std::int64_t rows = layout.sequences * layout.n;
+    for (auto* list : {&ends, &key_begin, &key_end, &local_begin, &starts}) {
+      list->assign(static_cast<std::size_t>(rows), 0);
+    }
+    for (std::int64_t t = 0; t < rows && !layout.documents.empty(); ++t) {
+      document_starts.push_back(*(std::upper_bound(layout.documents.begin(), layout.documents.end(), t % layout.n) - 1));
+    }
+    for (std::int64_t t = 0; t < rows; ++t) {
+      starts[static_cast<std::size_t>(t)] = static_cast<std::int32_t>(t - t % layout.n);
+    }
+    const ChunkTable table{ends, key_begin, key_end, local_begin, starts};
+    const BatchLayout batch{.sequences = layout.sequences, .length = layout.n, .document_starts = document_starts, .seed = 5};
+    if (layout.strategy.empty()) {
+      fill_causal_table(table, layout.leading, batch);
+    } else {
+      fill_chunk_table(table, *make_chunking(layout.strategy, layout.size), 3, layout.leading, batch);
+    }
+  }
+};
+
+// ------------------------------------------------------------------------------------------------------------ attention
+// float32: sums over up to n keys of rounded terms, about 1e-6 sqrt(n). bfloat16: results are rounded once (at most 2^-9 of an
+// element), probabilities and their gradients once more before they are multiplied, and `out`, rounded, enters the gradients.
+constexpr double kOut = 0x1p-8, kGradient = 0x1.8p-8;
+
+Case attention(const Layout& layout, std::int64_t heads, std::int64_t kv_heads, std::int64_t d, bool large = false) {
+  const std::string name =
+      concat("attention ", layout.name, ", ", layout.sequences, 'x', layout.n, ", ", heads, '/', kv_heads, " heads of ", d);
+  return {name,
+          [=](Side& s) {
+            const HostTable host(layout);
+            const kernels::AttentionTable table{.ends = s.integers(host.ends),
+                                                .key_begin = s.integers(host.key_begin),
+                                                .key_end = s.integers(host.key_end),
+                                                .local_begin = s.integers(host.local_begin)};
+            const std::int64_t rows = layout.sequences * layout.n;
+            const Shape query{rows, heads, d}, key{rows, kv_heads, d};
+            const Tensor q = s.numbers(query), k = s.numbers(key), v = s.numbers(key), dout = s.numbers(query);
+            const Tensor out = s.output(query), lse = s.output(s.sum_type(), {rows, heads});
+            const Tensor dq = s.output(query), dk = s.output(key), dv = s.output(key);
+            const kernels::Backend& on = s.on();
+            on.attention(s.launch(on.attention_workspace(q.type, k.type, layout.n)), out, lse, q, k, v, table, layout.n);
+            on.attention_backward(s.launch(on.attention_backward_workspace(q.type, k.type, layout.n)), dq, dk, dv, dout, out,
+                                  lse, q, k, v, table, layout.n);
+            const double sums = 1e-6 * std::sqrt(static_cast<double>(std::max<std::int64_t>(layout.n, 16)));
+            return std::vector<Output>{{"out", out, sums, kOut},
+                                       {"lse", lse, sums, sums},
+                                       {"dq", dq, sums, kGradient},
+                                       {"dk", dk, sums, kGradient},
+                                       {"dv", dv, sums, kOut}};
+          },
+          large};
+}
+
+// ----------------------------------------------------------------------------------------------------------------- scan
+// float32 arithmetic throughout, except in the fused kernels of bfloat16, whose products take operands rounded to bfloat16:
+// then two roundings of 2^-9 in a row stand between a result and the exact one, and reach the weights' gradients too.
+Case scan(const Layout& layout, const kernels::ScanShape& shape, bool bias, bool fused, bool large = false) {
+  const std::string name = concat("chunk_scan ", layout.name, ", ", layout.sequences, 'x', layout.n, ", ", shape.hidden, '/',
+                                  shape.state, "/", shape.heads, '/', shape.groups, '/', shape.conv);
+  return {
+      name,
+      [=](Side& s) {
+        constexpr double kEps = 1e-5, kBefore = 0.5, kSums = 1e-5;
+        const HostTable host(layout);
+        const std::int64_t rows = layout.sequences * layout.n, channels = shape.hidden + 2 * shape.groups * shape.state;
+        const DType sum = s.sum_type();
+        const kernels::ScanWeights weights{
+            .conv = shape.conv > 0 ? s.sums({channels, shape.conv}, 1 / std::sqrt(static_cast<double>(shape.conv))) : Tensor{},
+            .a_log = s.sums({shape.heads}, 1, -1),
+            .d_skip = s.sums({shape.heads}, 0.1, 1),
+            .dt_bias = bias ? s.sums({shape.heads}, 0.5) : Tensor{},
+            .norm = s.sums({shape.hidden}, 0.1, 1)};
+        const kernels::ScanWeights gradients{
+            .conv = shape.conv > 0 ? s.constant(sum, {channels, shape.conv}, kBefore) : Tensor{},
+            .a_log = s.constant(sum, {shape.heads}, kBefore),
+            .d_skip = s.constant(sum, {shape.heads}, kBefore),
+            .dt_bias = bias ? s.constant(sum, {shape.heads}, kBefore) : Tensor{},
+            .norm = s.constant(sum, {shape.hidden}, kBefore)};
+        const Tensor starts = s.integers(host.starts), zxbcdt = s.numbers({rows, shape.projection()});
+        const Tensor dout = s.numbers({rows, shape.hidden}), out = s.output({rows, shape.hidden});
+        const Tensor dzxbcdt = s.output({rows, shape.projection()});
+        const kernels::Backend& on = s.on();
+        on.chunk_scan(s.launch(on.chunk_scan_workspace(zxbcdt.type, shape, layout.n)), out, zxbcdt, weights, starts, shape,
+                      kEps, layout.n);
+        on.chunk_scan_backward(s.launch(on.chunk_scan_backward_workspace(zxbcdt.type, shape, layout.n)), dzxbcdt, gradients,
+                               dout, zxbcdt, weights, starts, shape, kEps, layout.n);
+        const double rounded = fused ? 0x1p-7 : 0x1p-8, accumulated = fused ? 0x1p-7 : kSums;
+        std::vector<Output> outputs{{"out", out, kSums, rounded},
+                                    {"dzxbcdt", dzxbcdt, kSums, rounded},
+                                    {"dA_log", gradients.a_log, kSums, accumulated, kBefore},
+                                    {"dD", gradients.d_skip, kSums, accumulated, kBefore},
+                                    {"dnorm", gradients.norm, kSums, accumulated, kBefore}};
+        if (shape.conv > 0) {
+          outputs.push_back({"dconv", gradients.conv, kSums, accumulated, kBefore});
+        }
+        if (bias) {
+          outputs.push_back({"ddt_bias", gradients.dt_bias, kSums, accumulated, kBefore});
+        }
+        return outputs;
+      },
+      large};
+}
+
+}  // namespace
+
+std::vector<Case> mixer_cases() {
+  const Layout chunks{"chunks of 8", 2, 90, "uniform", 8, 16}, own{"own chunk", 1, 65, "cyclic", 8, 0},
+      random{"random", 3, 70, "random", 8, 5}, causal{"causal", 1, 130}, window{"window of 37", 1, 150, "", 8, 37},
+      pseudo{"pseudo-chunks", 1, 80, "none", 8, 16}, documents{"documents", 2, 120, "uniform", 8, 16, {0, 1, 40, 41, 99}},
+      one{"one token", 2, 1, "uniform", 8, 16}, long_chunks{"chunks of 70", 1, 150, "uniform", 70, 16},
+      paper{"paper", 4, 1024, "cyclic", 8, 8}, paper_long{"paper, long", 1, 8192, "uniform", 8, 16}, dense{"dense", 2, 2048};
+  const kernels::ScanShape small{.hidden = 32, .state = 8, .heads = 4},
+      odd{.hidden = 21, .state = 5, .heads = 3, .groups = 3, .conv = 3},
+      plain{.hidden = 32, .state = 8, .heads = 2, .groups = 1, .conv = 0}, papers{.hidden = 256, .state = 32, .heads = 8},
+      wide{.hidden = 256, .state = 128, .heads = 8};
+  return {attention(chunks, 2, 2, 64),
+          attention(chunks, 4, 2, 128),
+          attention(own, 2, 1, 32),
+          attention(random, 2, 2, 64),
+          attention(causal, 2, 2, 64),
+          attention(window, 4, 1, 64),
+          attention(pseudo, 1, 1, 64),
+          attention(documents, 2, 1, 64),
+          attention(one, 2, 2, 64),
+          attention(chunks, 2, 2, 5),
+          attention(chunks, 1, 1, 40),
+          attention(paper, 8, 8, 64, true),
+          attention(paper_long, 8, 8, 64, true),
+          attention(dense, 8, 8, 64, true),
+          scan(chunks, small, true, false),
+          scan(random, odd, true, false),
+          scan(long_chunks, small, false, false),
+          scan(causal, plain, true, false),
+          scan(one, small, false, false),
+          scan(chunks, papers, true, true),
+          scan(long_chunks, papers, false, true),
+          scan(own, wide, true, true),
+          scan(paper, papers, false, true, true),
+          scan(dense, papers, false, true, true)};
+}
+
+}  // namespace attamba::gpu_check

@@ -1,0 +1,170 @@
+"""Puts what tests/gpu_check.sh left in its folder into report.json there, compares it with the goals, and prints a table of both.
+
+    python gpu_report.py FOLDER cuda|cpu SECONDS
+
+Exits 1 when a step failed or something is wrong; speeds that miss their goal are reported only.
+"""
+
+import json
+import math
+import re
+import sys
+from pathlib import Path
+
+
+def json_of(path):
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def json_lines(path):
+    rows = []
+    for line in path.read_text(errors="replace").splitlines() if path.exists() else []:
+        if line.startswith("{"):
+            try:
+                rows.append(json.loads(line))
+            except ValueError:
+                pass
+    return rows
+
+
+def steps_of(folder):
+    steps = {}
+    for file in sorted(folder.glob("*.step"), key=lambda f: f.stat().st_mtime):
+        code, seconds, limit = file.read_text().split()
+        command = (folder / f"{file.stem}.command").read_bytes().decode().split("\0")[:-1]
+        log = folder / f"{file.stem}.log"
+        steps[file.stem] = {
+            "command": command, "exit_code": None if code == "skipped" else int(code), "skipped": code == "skipped",
+            "timed_out": code in ("124", "137"), "seconds": float(seconds), "limit_seconds": float(limit),
+            "end_of_log": log.read_text(errors="replace").splitlines()[-15:] if log.exists() else [],
+        }
+    return steps
+
+
+def losses_of(folder, run):
+    """Loss by step of a training run."""
+    return {row["step"]: row["loss"] for row in json_lines(folder / "runs" / run / "metrics.jsonl") if "loss" in row}
+
+
+def curves(folder):
+    cpu, device = losses_of(folder, "curve_cpu"), losses_of(folder, "curve_device")
+    common = sorted(set(cpu) & set(device))
+    if not common:
+        return None
+    differences = [abs(cpu[s] - device[s]) / abs(cpu[s]) for s in common]
+    if not all(map(math.isfinite, differences)):
+        return {"steps": len(common), "largest_relative_difference": None}
+    return {"steps": len(common), "first_loss": cpu[common[0]], "last_loss_cpu": cpu[common[-1]],
+            "last_loss_device": device[common[-1]], "largest_relative_difference": max(differences),
+            "mean_relative_difference": sum(differences) / len(differences)}
+
+
+def compared(log):
+    """What train.compare_cpu said of the first batch."""
+    text = log.read_text(errors="replace") if log.exists() else ""
+    agree = re.search(r"compared with the CPU: (\d+) results agree", text)
+    differ = re.search(r"compared with the CPU: result (\d+ of \d+)", text)
+    return f"agree ({agree[1]})" if agree else f"differ ({differ[1]})" if differ else None
+
+
+def attention_speedups(kernels, lines):
+    """Forward and backward of chunk attention against the fastest dense backend of PyTorch, by length."""
+    speedups = {}
+    for row in (kernels or {}).get("attention", []):
+        n = row["sequence_length"]
+        dense = [l["forward_backward"]["median_seconds"] for l in lines
+                 if l.get("pattern") == "dense" and l["sequence_length"] == n and "error" not in l]
+        if row["pattern"] == "chunks" and dense:
+            speedups[n] = min(dense) / row["forward_backward"]["median_seconds"]
+    return speedups
+
+
+def goals_of(folder, device, steps, results):
+    """What has to be right and what ought to be fast; "reached" is None where nothing was measured, or not on a GPU."""
+    goals = []
+
+    def add(kind, name, measured, target, reached):
+        goals.append({"kind": kind, "goal": name, "measured": measured, "target": target, "reached": reached})
+
+    def right(name, step):
+        found = steps.get(step)
+        ran = found and not found["skipped"]
+        add("right", name, f"exit code {found['exit_code']}" if ran else None, "exit code 0",
+            found["exit_code"] == 0 if ran else None)
+
+    def at_least(name, value, target):
+        add("fast", name, value, f">= {target:g}", None if value is None or device == "cpu" else value >= target)
+
+    def rate(name):
+        return results[name]["tokens_per_s_median"] if results.get(name) else None
+
+    right("golden files, float32", "verify_float32")
+    right("golden files, bfloat16", "verify_bfloat16")
+    right("every kernel agrees with the CPU's", "kernels")
+    agrees = results["compare"]
+    add("right", "every operation of a model agrees with the CPU's", agrees, "agree", agrees and agrees.startswith("agree"))
+    for tool in ("memcheck", "racecheck", "synccheck", "kernels"):
+        right(f"compute-sanitizer: {tool}", f"sanitizer_{tool}")
+    right("a real training", "train")
+    curve = results.get("curves")
+    difference = curve and curve["largest_relative_difference"]
+    add("right", "loss curves of CPU and device, bfloat16, largest relative difference", difference, "< 0.001",
+        None if curve is None else difference is not None and difference < 1e-3)
+    at_least("tokens/s, 62M, 16 x 1024", rate("step_short"), 1.0e6)
+    at_least("tokens/s, 62M, 80 x 1024", rate("step_long"), 1.3e6)
+    for n, target in ((4096, 2.0), (16384, 3.5), (65536, 4.3)):
+        at_least(f"chunk attention against PyTorch's best dense one, forward and backward, n = {n}",
+                 results["compare"] = compared(folder / "compare.log")
+    results["attention_speedups"].get(n), target)
+    kernels = results.get("bench_kernels") or {}
+    for name in ("chunk_scan", "chunk_scan_backward"):
+        shares = [k["bytes_per_s"] / kernels["copy_bytes_per_s"] for k in kernels.get("kernels", []) if k["kernel"] == name]
+        at_least(f"{name}: share of copy bandwidth", min(shares) if shares else None, 0.8)
+    outside = kernels.get("outside_share")
+    add("fast", "share of a step outside kernels", outside, "< 0.03",
+        None if outside is None or device == "cpu" else outside < 0.03)
+    for n, target in ((1024, 1.0), (8192, 1.5), (32768, 2.5)):
+        ours, dense = rate(f"attamba_{n}"), rate(f"transformer_{n}")
+        at_least(f"tokens/s, Attamba over transformer, n = {n}", ours / dense if ours and dense else None, target)
+    return goals
+
+
+def main():
+    folder, device, seconds = Path(sys.argv[1]), sys.argv[2], float(sys.argv[3])
+    steps = steps_of(folder)
+    results = {file.stem: json_of(file) for file in folder.glob("*.json") if file.name != "report.json"}
+    results["torch_attention"] = json_lines(folder / "torch_attention.log")
+    for name in ("torch_attamba", "torch_transformer"):
+        results[name] = (json_lines(folder / f"{name}.log") or [None])[0]
+    results["curves"] = curves(folder)
+    results["attention_speedups"] = attention_speedups(results.get("bench_kernels"), results["torch_attention"])
+    results["train"] = json_lines(folder / "runs/train/metrics.jsonl")[-2:]
+    environment = folder / "environment.log"
+    text = environment.read_text(errors="replace") if environment.exists() else ""
+    version = re.search(r"^attamba .*", text, re.M)
+    chip = re.search(r"name, driver_version.*\n(.*)", text)
+    goals = goals_of(folder, device, steps, results)
+    failed = [name for name, step in steps.items() if step["exit_code"] != 0 and not step["skipped"]]
+    # A peer, a sanitizer or a benchmark that does not run is a failed step; a result that is wrong is a goal not reached.
+    report = {
+        "version": version and version[0], "device": device, "chip": chip and chip[1], "seconds": seconds,
+        "environment": text.splitlines(), "goals": goals, "failed_steps": failed,
+        "skipped_steps": [name for name, step in steps.items() if step["skipped"]], "steps": steps, "results": results,
+    }
+    (folder / "report.json").write_text(json.dumps(report, indent=1) + "\n")
+    for goal in goals:
+        measured = goal["measured"]
+        measured = "not measured" if measured is None else f"{measured:.4g}" if isinstance(measured, float) else measured
+        verdict = {True: "reached", False: "MISSED", None: "-"}[goal["reached"]]
+        print(f"  {goal['goal'][:78]:78} {measured:>14} {goal['target']:>12}  {verdict}")
+    print(f"{folder}/report.json: {len(steps)} steps in {seconds:.0f} s, {len(failed)} failed"
+          + (f" ({', '.join(failed)})" if failed else ""))
+    wrong = [g["goal"] for g in goals if g["kind"] == "right" and g["reached"] is False]
+    sys.exit(1 if failed or wrong else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,176 @@
+// Whole programs through the GPU's path on the emulator: golden files, and training steps against the CPU's.
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <filesystem>
+
+#include "comm/single_process.h"
+#include "src/core/random.h"
+#include "src/train/golden.h"
+#include "src/train/programs.h"
+#include "tests/simt/emulated_device.h"
+#include "tests/simt/emulator.h"
+
+namespace attamba {
+namespace {
+
+namespace fs = std::filesystem;
+
+std::vector<std::string> golden_files() {
+  std::vector<std::string> names;
+  for (const auto& entry : fs::directory_iterator(fs::path(ATTAMBA_SOURCE_DIR) / "tests/golden")) {
+    if (entry.path().extension() == ".h5") {
+      names.push_back(entry.path().stem());
+    }
+  }
+  std::sort(names.begin(), names.end());
+  return names;
+}
+
+class GoldenOnTheEmulator : public testing::TestWithParam<std::string> {
+ protected:
+  void SetUp() override { simt::connect(); }
+  static void expect_all_passed(DType dtype) {
+    const GoldenFile golden = read_golden(fs::path(ATTAMBA_SOURCE_DIR) / "tests/golden" / (GetParam() + ".h5"));
+    for (const GoldenCheck& check : verify_golden(golden, dtype, Device::cuda)) {
+      EXPECT_TRUE(check.passed()) << check.quantity << ": error " << check.error << ", tolerance " << check.tolerance;
+    }
+  }
+};
+
+TEST_P(GoldenOnTheEmulator, Float32IsWithinTheOraclesTolerances) {
+  expect_all_passed(DType::float32);
+}
+
+TEST_P(GoldenOnTheEmulator, Bfloat16IsWithinTheOraclesTolerances) {
+  expect_all_passed(DType::bfloat16);
+}
+
+INSTANTIATE_TEST_SUITE_P(Files, GoldenOnTheEmulator, testing::ValuesIn(golden_files()),
+                         [](const auto& test) { return test.param; });
+
+ModelConfig tiny(const std::string& kind) {
+  ModelConfig c;
+  c.kind = kind;
+  c.vocab_size = 50;
+  c.dim = 64;
+  c.n_layers = 2;
+  c.n_heads = 2;
+  c.ffn_dim = 96;
+  c.ssm = {.hidden = 32, .state = 16, .heads = 2};
+  c.chunking = {.strategy = "random", .size = 4, .leading_tokens = 2};
+  return c;
+}
+
+/// One rank's programs on a device, with the same weights everywhere.
+struct Rank {
+  Rank(const std::string& kind, DType dtype, Device device, bool deterministic = false, bool recompute = false)
+      : model(tiny(kind)),
+        chunking(make_model_chunking(model, 24)),
+        programs({.model = model,
+                  .chunking = chunking.get(),
+                  .micro_batch = {2, 24},
+                  .dtype = dtype,
+                  .recompute = recompute,
+                  .deterministic = deterministic,
+                  .global_batch = 4,
+                  .device = device},
+                 communicator) {
+    programs.initialize(5);
+  }
+
+  /// A step of two micro-batches.
+  StepResult step(std::int64_t number) {
+    for (std::int64_t micro = 0; micro < 2; ++micro) {
+      std::vector<std::int32_t> windows;
+      for (std::int64_t s = 0; s < 2; ++s) {
+        RandomStream random(9, static_cast<std::uint32_t>(4 * number + 2 * micro + s));
+        for (int t = 0; t < 25; ++t) {
+          windows.push_back(static_cast<std::int32_t>(random.below(50)));
+        }
+      }
+      const std::vector<std::int64_t> samples{4 * number + 2 * micro, 4 * number + 2 * micro + 1};
+      programs.inputs().write(windows, {}, samples, 3, number);
+      if (micro == 0) {
+        programs.accumulate();
+      }
+    }
+    return programs.finish_step(1e-2, number, false);
+  }
+
+  std::vector<float> weights() {
+    std::vector<float> all;
+    for (const ParameterInfo& parameter : programs.parameters()) {
+      const HostCopy copy(programs.master(parameter.name));
+      const auto values = copy.tensor().span<float>();
+      all.insert(all.end(), values.begin(), values.end());
+    }
+    return all;
+  }
+
+  ModelConfig model;
+  SingleProcess communicator;
+  std::unique_ptr<ChunkingStrategy> chunking;
+  ModelPrograms programs;
+};
+
+class TrainingOnTheEmulator : public testing::TestWithParam<std::string> {
+ protected:
+  void SetUp() override { simt::connect(); }
+};
+
+// Sums in another order move a loss by a few units of float32's last place, and each step passes that on; bfloat16 rounds
+// hidden states to 2^-9, which moves a token's loss by about that much times its logits' size.
+TEST_P(TrainingOnTheEmulator, LossesAndNormsAreTheCpus) {
+  for (const auto& [dtype, tolerance] : {std::pair{DType::float32, 2e-5}, std::pair{DType::bfloat16, 2e-2}}) {
+    Rank cpu(GetParam(), dtype, Device::cpu), gpu(GetParam(), dtype, Device::cuda);
+    for (std::int64_t number = 0; number < 4; ++number) {  // op by op, recorded, replayed twice
+      const StepResult expected = cpu.step(number), found = gpu.step(number);
+      EXPECT_NEAR(found.loss, expected.loss, tolerance * expected.loss) << name_of(dtype) << ", step " << number;
+      EXPECT_NEAR(found.gradient_norm, expected.gradient_norm, 3 * tolerance * expected.gradient_norm)
+          << name_of(dtype) << ", step " << number;
+      EXPECT_FALSE(found.skipped);
+    }
+  }
+}
+
+TEST_P(TrainingOnTheEmulator, TheOrderOfBlocksAndWarpsDoesNotMatter) {
+  std::vector<float> first;
+  for (const std::uint64_t seed : {1, 2}) {
+    simt::options().seed = seed;
+    Rank rank(GetParam(), DType::bfloat16, Device::cuda);
+    rank.step(0);
+    rank.step(1);
+    if (first.empty()) {
+      first = rank.weights();
+    } else {
+      EXPECT_EQ(first, rank.weights());
+    }
+  }
+}
+
+TEST_P(TrainingOnTheEmulator, RecomputingGivesTheSameBits) {
+  Rank kept(GetParam(), DType::bfloat16, Device::cuda), recomputed(GetParam(), DType::bfloat16, Device::cuda, false, true);
+  for (std::int64_t number = 0; number < 2; ++number) {
+    EXPECT_EQ(kept.step(number).loss, recomputed.step(number).loss);
+  }
+  EXPECT_EQ(kept.weights(), recomputed.weights());
+}
+
+TEST_P(TrainingOnTheEmulator, FixedPointGradientsGiveTheLossesOfOrdinaryOnes) {
+  Rank plain(GetParam(), DType::float32, Device::cuda), fixed(GetParam(), DType::float32, Device::cuda, true);
+  for (std::int64_t number = 0; number < 3; ++number) {
+    EXPECT_NEAR(plain.step(number).loss, fixed.step(number).loss, 1e-5);
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Kinds, TrainingOnTheEmulator, testing::Values("attamba", "transformer"),
+                         [](const auto& test) { return test.param; });
+
+TEST(ProgramsOnTheEmulator, RefuseFloat64) {
+  simt::connect();
+  EXPECT_THROW(Rank("attamba", DType::float64, Device::cuda), UsageError);
+}
+
+}  // namespace
+}  // namespace attamba

@@ -11,6 +11,7 @@
 #include <bit>
 
 #include "kernels/cuda/chunk_scan_plain.h"
+#include "kernels/device/activations.h"
 
 namespace attamba::kernels::cuda::scan {
 
@@ -68,29 +69,20 @@ void dispatch_fused(const Sizes& s, const Body& body) {
 }
 
 #ifdef __CUDACC__
-/// 1 / x to one unit in the last place.
-ATTAMBA_DEVICE float reciprocal_fast(float x) {
-  float y;
-  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
 /// The lowest bit that is set, 32 when none is.
 ATTAMBA_DEVICE int first_bit(std::uint32_t bits) {
   return bits == 0 ? 32 : __ffs(static_cast<int>(bits)) - 1;
 }
 #else
-inline float reciprocal_fast(float x) {
-  return 1.0f / x;
-}
 inline int first_bit(std::uint32_t bits) {
   return std::countr_zero(bits);
 }
 #endif
+
 constexpr float kLog2E = 1.442695040888963f;
 ATTAMBA_DEVICE float sigmoid_fast(float x) {
-  return reciprocal_fast(1.0f + device::exp2_fast(-kLog2E * x));
+  return device::sigmoid<bf16>(x);
 }
-
 ATTAMBA_DEVICE float low_half(std::uint32_t pair) {
   return device::to_float(bf16{static_cast<std::uint16_t>(pair & 0xffffu)});
 }

@@ -39,6 +39,12 @@ Inputs<Element<T>> make_inputs(const Tensor& zxbcdt, const ScanWeights& weights,
           .norm = weights.norm.as<float>()};
 }
 
+Sizes whole_batch(const Tensor& zxbcdt, const ScanShape& shape, double eps) {
+  Sizes s = make_sizes(shape, eps);
+  s.rows = static_cast<int>(zxbcdt.shape().rows());
+  return s;
+}
+
 /// Calls body(sizes, inputs, memory) for one window after the other; their rows begin at sizes.first.
 template <class T, class Body>
 void for_windows(const Launch& launch, const Tensor& zxbcdt, const ScanWeights& weights, const Tensor& starts,
@@ -69,9 +75,8 @@ void chunk_scan(const Launch& launch, const Tensor& out, const Tensor& zxbcdt, c
     check_scan_rows(kName, "out", out, zxbcdt, shape.hidden);
     if constexpr (std::is_same_v<T, bfloat16>) {
       if (is_fused(shape)) {
-        Sizes s = make_sizes(shape, eps);
-        s.rows = static_cast<int>(zxbcdt.shape().rows());
-        return fused_forward(launch, elements<T>(out), s, make_inputs<T>(zxbcdt, weights, starts, shape));
+        return fused_forward(launch, elements<T>(out), whole_batch(zxbcdt, shape, eps),
+                             make_inputs<T>(zxbcdt, weights, starts, shape));
       }
     }
     for_windows<T>(launch, zxbcdt, weights, starts, shape, eps, sequence_length, false,
@@ -96,6 +101,12 @@ void chunk_scan_backward(const Launch& launch, const Tensor& dzxbcdt, const Scan
                              .d_skip = gradients.d_skip.as<float>(),
                              .dt_bias = gradients.dt_bias ? gradients.dt_bias.as<float>() : nullptr,
                              .norm = gradients.norm.as<float>()};
+    if constexpr (std::is_same_v<T, bfloat16>) {
+      if (is_fused(shape)) {
+        return fused_backward(launch, elements<T>(dzxbcdt), to, elements<T>(dout), whole_batch(zxbcdt, shape, eps),
+                              make_inputs<T>(zxbcdt, weights, starts, shape), shape);
+      }
+    }
     for_windows<T>(launch, zxbcdt, weights, starts, shape, eps, sequence_length, true,
                    [&](const Sizes& s, const Inputs<Element<T>>& in, const Memory& memory) {
                      const auto first = static_cast<std::int64_t>(s.first);
@@ -106,13 +117,19 @@ void chunk_scan_backward(const Launch& launch, const Tensor& dzxbcdt, const Scan
 }
 
 std::size_t chunk_scan_workspace(const TensorType& zxbcdt, const ScanShape& shape, std::int64_t sequence_length) {
-  return dispatch(zxbcdt.dtype, "chunk_scan",
-                  [&]<class T>() { return plain_workspace(shape, zxbcdt.shape.rows(), sequence_length, false); });
+  return dispatch(zxbcdt.dtype, "chunk_scan", [&]<class T>() {
+    const std::int64_t rows = zxbcdt.shape.rows();
+    return std::is_same_v<T, bfloat16> && is_fused(shape) ? fused_workspace(shape, rows)
+                                                          : plain_workspace(shape, rows, sequence_length, false);
+  });
 }
 
 std::size_t chunk_scan_backward_workspace(const TensorType& zxbcdt, const ScanShape& shape, std::int64_t sequence_length) {
-  return dispatch(zxbcdt.dtype, "chunk_scan_backward",
-                  [&]<class T>() { return plain_workspace(shape, zxbcdt.shape.rows(), sequence_length, true); });
+  return dispatch(zxbcdt.dtype, "chunk_scan_backward", [&]<class T>() {
+    const std::int64_t rows = zxbcdt.shape.rows();
+    return std::is_same_v<T, bfloat16> && is_fused(shape) ? fused_backward_workspace(shape, rows)
+                                                          : plain_workspace(shape, rows, sequence_length, true);
+  });
 }
 
 }  // namespace attamba::kernels::cuda

@@ -25,17 +25,6 @@ struct ForwardShared {
   }
 };
 
-/// Starts the copy of z; rows after the tile's last get zeros up to the end of their strip.
-ATTAMBA_DEVICE void fetch_gate(const Sizes& s, const Inputs<bf16>& in, const Tile& tile, bf16* z) {
-  constexpr int kPacks = kFusedHidden / 8;
-  for (int i = thread_index(); i < strip_count(tile.rows) * kStripRows * kPacks; i += kFusedThreads) {
-    const int t = i / kPacks, column = i % kPacks * 8;
-    const bool valid = t < tile.rows;
-    copy_async_16(z + t * kHiddenStride + column, input_row(s, in, tile.begin + (valid ? t : 0)) + column, valid);
-  }
-  copy_async_commit();
-}
-
 /// y becomes Y silu(z); returns in `squares` the sums of squares of the lane's two rows over the warp's columns.
 template <int kHead>
 ATTAMBA_DEVICE void gate(const Inputs<bf16>& in, const ForwardShared& shared, const WarpPlace& place,
@@ -85,10 +74,11 @@ ATTAMBA_DEVICE void normalize(const Sizes& s, const ForwardShared& shared, const
   }
 }
 
-template <int kHead, int kState>
+template <int kState, int kGroups>
 ATTAMBA_KERNEL(kFusedThreads, 2)
-chunk_scan_kernel(Sizes s, Inputs<bf16> in, bf16* out, float* states) {
-  constexpr int kPacks = kFusedHidden / 8;
+chunk_scan_kernel(Sizes given, Inputs<bf16> in, bf16* out, float* states) {
+  constexpr int kPacks = kFusedHidden / 8, kHead = kFusedHead;
+  const Sizes s = fixed_sizes<kState, kGroups>(given);
   const ForwardShared shared(s, SharedMemory());
   const WarpPlace place;
   float* state = states + static_cast<std::int64_t>(block_x()) * kFusedHidden * kState;
@@ -100,7 +90,7 @@ chunk_scan_kernel(Sizes s, Inputs<bf16> in, bf16* out, float* states) {
       if (tile.rows == 0) {
         break;
       }
-      fetch_gate(s, in, tile, shared.z);
+      fetch_rows(tile, input_row(s, in, tile.begin), s.projection, shared.z);
       sync_block();
       convolve_tile(s, in, tile, shared.inputs);
       load_steps(s, in, tile, shared.inputs);
@@ -126,7 +116,7 @@ chunk_scan_kernel(Sizes s, Inputs<bf16> in, bf16* out, float* states) {
       more = !tile.last;
       const int leaving = more ? leaving_chunk(s, in, tile) : kRows;
       if (leaving < kRows) {
-        pass_state<kHead, kState>(s, shared.inputs, leaving, state);
+        pass_state<kHead, kState>(s, shared.inputs, leaving, state, state);
       }
       sync_block();
       for (int i = thread_index(); i < tile.rows * kPacks; i += kFusedThreads) {
@@ -139,27 +129,24 @@ chunk_scan_kernel(Sizes s, Inputs<bf16> in, bf16* out, float* states) {
   }
 }
 
-template <int kHead, int kState>
-void run(const Launch& launch, bf16* out, const Sizes& s, const Inputs<bf16>& in) {
-  const Grid grid{.x = fused_blocks(s.rows), .threads = kFusedThreads, .shared_bytes = ForwardShared::bytes(s)};
-  launch_kernel("chunk_scan", chunk_scan_kernel<kHead, kState>, launch, grid, s, in, out,
-                reinterpret_cast<float*>(launch.scratch.data()));
-}
-
 }  // namespace
 
 bool is_fused(const ScanShape& shape) {
-  return shape.hidden == kFusedHidden && shape.heads == kFusedHidden / 32 && (shape.state == 32 || shape.state == 128) &&
-         shape.conv == kFusedTaps && ForwardShared::bytes(make_sizes(shape, 0)) <= kMostShared;
+  return shape.hidden == kFusedHidden && shape.heads == kFusedHidden / kFusedHead && shape.conv == kFusedTaps &&
+         ((shape.state == 32 && shape.groups <= kHalves) || (shape.state == 128 && shape.groups == 1));
 }
 
-std::size_t fused_workspace(const ScanShape& shape, std::int64_t rows, bool) {
+std::size_t fused_workspace(const ScanShape& shape, std::int64_t rows) {
   const auto blocks = static_cast<std::size_t>(fused_blocks(rows));
   return blocks * static_cast<std::size_t>(shape.hidden * shape.state) * sizeof(float);
 }
 
 void fused_forward(const Launch& launch, bf16* out, const Sizes& s, const Inputs<bf16>& in) {
-  s.state == 32 ? run<32, 32>(launch, out, s, in) : run<32, 128>(launch, out, s, in);
+  const Grid grid{.x = fused_blocks(s.rows), .threads = kFusedThreads, .shared_bytes = ForwardShared::bytes(s)};
+  dispatch_fused(s, [&]<int kState, int kGroups>() {
+    launch_kernel("chunk_scan", chunk_scan_kernel<kState, kGroups>, launch, grid, s, in, out,
+                  reinterpret_cast<float*>(launch.scratch.data()));
+  });
 }
 
 }  // namespace attamba::kernels::cuda::scan

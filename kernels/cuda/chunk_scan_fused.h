@@ -11,59 +11,78 @@
 #include <bit>
 
 #include "kernels/cuda/chunk_scan_plain.h"
+#include "kernels/device/activations.h"
 
 namespace attamba::kernels::cuda::scan {
 
 using device::bf16;
 using device::Bytes16;
 
-constexpr int kFusedHidden = 256, kFusedTaps = 4;
+constexpr int kFusedHidden = 256, kFusedHead = 32, kFusedTaps = 4;
 constexpr int kRange = 32;  ///< one ballot finds the first chunk
 constexpr int kStripRows = 16, kStrips = 3, kRows = kStrips * kStripRows;
 constexpr int kHalves = 2, kHalf = kFusedHidden / kHalves;  ///< columns of a warp
 constexpr int kFusedThreads = kStrips * kHalves * device::kWarp, kFusedWarps = kFusedThreads / device::kWarp;
 constexpr int kPadding = 8;  ///< of rows in shared memory: those of a matrix load lie in different banks
 constexpr int kHiddenStride = kFusedHidden + kPadding;
-constexpr int kConvRows = 8;  ///< rows of a thread's piece of the convolution
-constexpr std::size_t kMostShared = 99 << 10;
+constexpr int kConvRows = 8;                    ///< rows of a thread's piece of the convolution
 constexpr std::int64_t kMostFusedBlocks = 512;  ///< each with the partial gradients of its ranges
 
-/// Whether the fused kernels serve this shape: 8 heads of 32, N 32 or 128, 4 taps, and as many groups as shared memory holds.
+/// Whether the fused kernels serve this shape: 8 heads of 32, 4 taps, N 32 in one or two groups or N 128.
 bool is_fused(const ScanShape& shape);
-std::size_t fused_workspace(const ScanShape& shape, std::int64_t rows, bool backward);
+std::size_t fused_workspace(const ScanShape& shape, std::int64_t rows);
+std::size_t fused_backward_workspace(const ScanShape& shape, std::int64_t rows);
 void fused_forward(const Launch& launch, bf16* out, const Sizes& s, const Inputs<bf16>& in);
 void fused_backward(const Launch& launch, bf16* dzxbcdt, const WeightGradients& gradients, const bf16* dout, const Sizes& s,
-                    const Inputs<bf16>& in);
+                    const Inputs<bf16>& in, const ScanShape& shape);
 
 inline std::int64_t fused_blocks(std::int64_t rows) {
   const std::int64_t ranges = (rows + kRange - 1) / kRange;
   return ranges < kMostFusedBlocks ? ranges : kMostFusedBlocks;
 }
 
-#ifdef __CUDACC__
-/// 1 / x to one unit in the last place.
-ATTAMBA_DEVICE float reciprocal_fast(float x) {
-  float y;
-  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
+/// The sizes of a fused kernel, all but the rows known when it is compiled: places in shared memory become constants.
+template <int kState, int kGroups>
+ATTAMBA_DEVICE Sizes fixed_sizes(const Sizes& given) {
+  Sizes s = given;
+  s.hidden = kFusedHidden;
+  s.state = kState;
+  s.heads = kFusedHidden / kFusedHead;
+  s.groups = kGroups;
+  s.conv = kFusedTaps;
+  s.head = kFusedHead;
+  s.channels = s.hidden + 2 * kGroups * kState;
+  s.projection = s.hidden + s.channels + s.heads;
+  s.first = 0;
+  return s;
 }
+/// Calls body.operator()<N, G>() for a shape that is_fused.
+template <class Body>
+void dispatch_fused(const Sizes& s, const Body& body) {
+  if (s.state == 128) {
+    body.template operator()<128, 1>();
+  } else if (s.groups == 1) {
+    body.template operator()<32, 1>();
+  } else {
+    body.template operator()<32, 2>();
+  }
+}
+
+#ifdef __CUDACC__
 /// The lowest bit that is set, 32 when none is.
 ATTAMBA_DEVICE int first_bit(std::uint32_t bits) {
   return bits == 0 ? 32 : __ffs(static_cast<int>(bits)) - 1;
 }
 #else
-inline float reciprocal_fast(float x) {
-  return 1.0f / x;
-}
 inline int first_bit(std::uint32_t bits) {
   return std::countr_zero(bits);
 }
 #endif
+
 constexpr float kLog2E = 1.442695040888963f;
 ATTAMBA_DEVICE float sigmoid_fast(float x) {
-  return reciprocal_fast(1.0f + device::exp2_fast(-kLog2E * x));
+  return device::sigmoid<bf16>(x);
 }
-
 ATTAMBA_DEVICE float low_half(std::uint32_t pair) {
   return device::to_float(bf16{static_cast<std::uint16_t>(pair & 0xffffu)});
 }
@@ -191,56 +210,54 @@ ATTAMBA_DEVICE void load_weights(const Sizes& s, const Inputs<bf16>& in, const S
   }
 }
 
-ATTAMBA_DEVICE void unpack(float (&to)[8], const Bytes16& from) {
-  for (int i = 0; i < 4; ++i) {
-    to[2 * i] = low_half(from.word[i]);
-    to[2 * i + 1] = high_half(from.word[i]);
-  }
-}
-
-/// Fills `active` from eight channels by kConvRows rows per thread. `starts` are there.
+/// Fills `active` from four channels by kConvRows rows per thread. `starts` are there.
 ATTAMBA_DEVICE void convolve_tile(const Sizes& s, const Inputs<bf16>& in, const Tile& tile, const Shared& shared) {
-  constexpr int kHistory = kFusedTaps - 1;
-  const int packs = s.channels / 8, rows = strip_count(tile.rows) * kStripRows;
+  using device::Bytes8;
+  constexpr int kHistory = kFusedTaps - 1, kWide = 4;
+  const int packs = s.channels / kWide, rows = strip_count(tile.rows) * kStripRows;
   for (int item = device::thread_index(); item < packs * (rows / kConvRows); item += kFusedThreads) {
-    const int channel = item % packs * 8, first = item / packs * kConvRows, chunk = device::load(shared.starts + first);
-    Bytes16 raw[kHistory + kConvRows];
+    const int channel = item % packs * kWide, first = item / packs * kConvRows, chunk = device::load(shared.starts + first);
+    Bytes8 raw[kHistory + kConvRows];
 #pragma unroll
     for (int i = 0; i < kHistory + kConvRows; ++i) {
       const int t = first - kHistory + i;
-      raw[i] = Bytes16{};
+      raw[i] = Bytes8{};
       if (t >= chunk && t < tile.rows) {
-        raw[i] = device::load(reinterpret_cast<const Bytes16*>(input_row(s, in, tile.begin + t) + s.hidden + channel));
+        raw[i] = device::load(reinterpret_cast<const Bytes8*>(input_row(s, in, tile.begin + t) + s.hidden + channel));
       }
     }
-    float weight[kFusedTaps][8], x[kFusedTaps][8];  // x[j] is that of j rows before
+    float weight[kFusedTaps][kWide], x[kFusedTaps][kWide] = {};  // x[j] is that of j rows before
+    const auto unpack = [](float(&to)[kWide], const Bytes8& from) {
+      to[0] = low_half(from.word[0]);
+      to[1] = high_half(from.word[0]);
+      to[2] = low_half(from.word[1]);
+      to[3] = high_half(from.word[1]);
+    };
 #pragma unroll
     for (int j = 0; j < kFusedTaps; ++j) {
+      const auto w = device::Pack<float>::read(shared.conv + (kFusedTaps - 1 - j) * s.channels + channel);
 #pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const auto w = device::Pack<float>::read(shared.conv + (kFusedTaps - 1 - j) * s.channels + channel + 4 * half);
-#pragma unroll
-        for (int c = 0; c < 4; ++c) {
-          weight[j][4 * half + c] = w.value[c];
-        }
+      for (int c = 0; c < kWide; ++c) {
+        weight[j][c] = w.value[c];
       }
-      unpack(x[j], raw[kHistory - 1 - j < 0 ? 0 : kHistory - 1 - j]);
+      if (j < kHistory) {
+        unpack(x[j], raw[kHistory - 1 - j]);
+      }
     }
 #pragma unroll
     for (int i = 0; i < kConvRows; ++i) {
       const bool begins = device::load(shared.starts + first + i) == first + i;
-      Bytes16 packed;
-      float value[8];
+      float value[kWide];
 #pragma unroll
-      for (int c = 0; c < 8; ++c) {
+      for (int j = kHistory; j > 0; --j) {
 #pragma unroll
-        for (int j = kHistory; j > 0; --j) {
+        for (int c = 0; c < kWide; ++c) {
           x[j][c] = begins ? 0.0f : x[j - 1][c];
         }
       }
       unpack(x[0], raw[kHistory + i]);
 #pragma unroll
-      for (int c = 0; c < 8; ++c) {
+      for (int c = 0; c < kWide; ++c) {
         value[c] = 0;
 #pragma unroll
         for (int j = 0; j < kFusedTaps; ++j) {
@@ -248,11 +265,8 @@ ATTAMBA_DEVICE void convolve_tile(const Sizes& s, const Inputs<bf16>& in, const 
         }
         value[c] *= sigmoid_fast(value[c]);
       }
-#pragma unroll
-      for (int c = 0; c < 4; ++c) {
-        packed.word[c] = device::pack_bf16(value[2 * c], value[2 * c + 1]);
-      }
-      device::store(reinterpret_cast<Bytes16*>(shared.active + (first + i) * shared.stride + channel), packed);
+      const Bytes8 packed{{device::pack_bf16(value[0], value[1]), device::pack_bf16(value[2], value[3])}};
+      device::store(reinterpret_cast<Bytes8*>(shared.active + (first + i) * shared.stride + channel), packed);
     }
   }
 }
@@ -286,20 +300,21 @@ ATTAMBA_DEVICE void load_steps(const Sizes& s, const Inputs<bf16>& in, const Til
 // A head's state S [E/Hs, N] lies in workspace as accumulators, so that a lane reads back what a second operand takes: per 16
 // rows of S by 16 columns, per lane, columns 0..7's and 8..15's four values.
 constexpr int kStatePiece = 8 * device::kWarp;
-template <int kHead, int kState>
-ATTAMBA_DEVICE float* state_piece(float* states, int head, int rows16, int columns16) {
+template <int kHead, int kState, class T>
+ATTAMBA_DEVICE T* state_piece(T* states, int head, int rows16, int columns16) {
   return states + ((head * (kHead / 16) + rows16) * (kState / 16) + columns16) * kStatePiece + device::lane_index() * 8;
 }
 
-/// acc [16, 16] += X^T (w o B) over strips of the tile's rows, X's columns from `x`, B's from `b`; weight(s) is w_s.
+/// acc [16, 16] += m^T (w o v) over strips of the tile's rows, from columns `column` of m and `vectors` of `active`;
+/// weight(t) is w_t.
 template <class Weight>
-ATTAMBA_DEVICE void add_outer_products(float (&acc0)[4], float (&acc1)[4], const Shared& shared, int strips, int x, int b,
-                                       const Weight& weight) {
+ATTAMBA_DEVICE void add_outer_products(float (&acc0)[4], float (&acc1)[4], const bf16* m, int stride, int column,
+                                       const Shared& shared, int vectors, int strips, const Weight& weight) {
   const int q = device::lane_index() % 4;
   for (int strip = 0; strip < strips; ++strip) {
     std::uint32_t left[4], right[4];
-    load_left_transposed(left, shared.active, shared.stride, strip * kStripRows, x);
-    load_right(right, shared.active, shared.stride, strip * kStripRows, b);
+    load_left_transposed(left, m, stride, strip * kStripRows, column);
+    load_right(right, shared.active, shared.stride, strip * kStripRows, vectors);
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const int row = strip * kStripRows + i * 8 + 2 * q;
@@ -309,6 +324,18 @@ ATTAMBA_DEVICE void add_outer_products(float (&acc0)[4], float (&acc1)[4], const
     }
     multiply(acc0, acc1, left, right);
   }
+}
+
+/// Starts the copy of a tile's rows of E columns; those after the last one get zeros up to the end of their strip.
+ATTAMBA_DEVICE void fetch_rows(const Tile& tile, const bf16* from, int stride, bf16* to) {
+  constexpr int kPacks = kFusedHidden / 8;
+  for (int i = device::thread_index(); i < strip_count(tile.rows) * kStripRows * kPacks; i += kFusedThreads) {
+    const int t = i / kPacks, column = i % kPacks * 8;
+    const bool valid = t < tile.rows;
+    device::copy_async_16(to + t * kHiddenStride + column, from + static_cast<std::int64_t>(valid ? t : 0) * stride + column,
+                          valid);
+  }
+  device::copy_async_commit();
 }
 
 }  // namespace attamba::kernels::cuda::scan

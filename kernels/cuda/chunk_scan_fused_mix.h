@@ -73,10 +73,27 @@ ATTAMBA_DEVICE void mix_block(float (&acc)[kHead / 8][4], const float (&scores)[
   }
 }
 
+/// acc [16, 16] += rows [16, N] of `active` times columns p 16 .. p 16 + 15 of a head's S^T, in pieces.
+template <int kHead, int kState>
+ATTAMBA_DEVICE void multiply_pieces(float (&acc)[2][4], const Shared& shared, int row, int column, const float* state, int head,
+                                    int p) {
+#pragma unroll
+  for (int n = 0; n < kState / 16; ++n) {
+    std::uint32_t left[4];
+    load_left(left, shared.active, shared.stride, row, column + n * 16);
+    const float* piece = state_piece<kHead, kState>(state, head, p, n);
+    const auto low = device::Pack<float>::read(piece), high = device::Pack<float>::read(piece + 4);
+    const std::uint32_t right[4] = {
+        device::pack_bf16(low.value[0], low.value[1]), device::pack_bf16(high.value[0], high.value[1]),
+        device::pack_bf16(low.value[2], low.value[3]), device::pack_bf16(high.value[2], high.value[3])};
+    multiply(acc[0], acc[1], left, right);
+  }
+}
+
 /// acc += entry o (C S).
 template <int kHead, int kState>
 ATTAMBA_DEVICE void add_entry(float (&acc)[kHead / 8][4], const Shared& shared, const WarpPlace& place, int head, int c,
-                              float* state, const int (&start)[2]) {
+                              const float* state, const int (&start)[2]) {
   const float* decay = shared.decay + head * kRows;
   float entry[2];
 #pragma unroll
@@ -86,18 +103,7 @@ ATTAMBA_DEVICE void add_entry(float (&acc)[kHead / 8][4], const Shared& shared, 
 #pragma unroll
   for (int p = 0; p < kHead / 16; ++p) {
     float sum[2][4] = {};
-#pragma unroll
-    for (int n = 0; n < kState / 16; ++n) {
-      std::uint32_t left[4], right[4];
-      load_left(left, shared.active, shared.stride, place.first_row(), c + n * 16);
-      const float* piece = state_piece<kHead, kState>(state, head, p, n);
-      const auto low = device::Pack<float>::read(piece), high = device::Pack<float>::read(piece + 4);
-      right[0] = device::pack_bf16(low.value[0], low.value[1]);
-      right[1] = device::pack_bf16(high.value[0], high.value[1]);
-      right[2] = device::pack_bf16(low.value[2], low.value[3]);
-      right[3] = device::pack_bf16(high.value[2], high.value[3]);
-      multiply(sum[0], sum[1], left, right);
-    }
+    multiply_pieces<kHead, kState>(sum, shared, place.first_row(), c, state, head, p);
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       acc[2 * p][i] += entry[i / 2] * sum[0][i];
@@ -108,7 +114,7 @@ ATTAMBA_DEVICE void add_entry(float (&acc)[kHead / 8][4], const Shared& shared, 
 
 /// y, zero before, of the warp's strip and heads, without the skip.
 template <int kHead, int kState>
-ATTAMBA_DEVICE void mix(const Sizes& s, const Shared& shared, const WarpPlace& place, float* state,
+ATTAMBA_DEVICE void mix(const Sizes& s, const Shared& shared, const WarpPlace& place, const float* state,
                         float (&y)[kHalf / kHead][kHead / 8][4]) {
   const int per_group = s.heads / s.groups;
   const int start[2] = {device::load(shared.starts + place.row(0)), device::load(shared.starts + place.row(1))};
@@ -140,23 +146,21 @@ ATTAMBA_DEVICE int leaving_chunk(const Sizes& s, const Inputs<bf16>& in, const T
   return start < next ? start - tile.begin : kRows;
 }
 
-/// state becomes that at the tile's end, a full tile which the chunk that began at row `leaving` of it leaves.
-template <int kHead, int kState>
-ATTAMBA_DEVICE void pass_state(const Sizes& s, const Shared& shared, int leaving, float* state) {
-  constexpr int kPieces = kFusedHidden / 16;
-  for (int piece = device::warp_index(); piece < kPieces; piece += kFusedWarps) {
-    const int head = piece / (kHead / 16), rows16 = piece % (kHead / 16), b = s.b_column(head / (s.heads / s.groups));
-    const float *decay = shared.decay + head * kRows, *delta = shared.delta + head * kRows;
-    const float at_end = device::load(decay + kRows - 1);
-    const auto weight = [&](int t) {
-      return t >= leaving ? device::exp2_fast(at_end - device::load(decay + t)) * device::load(delta + t) : 0.0f;
-    };
-    const float kept = leaving < 0 ? device::exp2_fast(at_end) : 0.0f;
+/// A state in pieces, to = decay o before + sum_t m_t (x) weight_t v_t, over the rows of the tile's strips: m [kRows, E] in
+/// shared memory, v B or C, weight(head, t). Without `before` the sum alone, with it the decay is the whole tile's.
+template <int kHead, int kState, class Weight>
+ATTAMBA_DEVICE void pass_outer_products(const Sizes& s, const bf16* m, int stride, const Shared& shared, bool with_c,
+                                        int strips, const float* before, float* to, const Weight& weight) {
+  constexpr int kBlocks = kFusedHidden / 16;
+  for (int block = device::warp_index(); block < kBlocks; block += kFusedWarps) {
+    const int head = block / (kHead / 16), rows16 = block % (kHead / 16), group = head / (s.heads / s.groups);
+    const float kept = device::exp2_fast(device::load(shared.decay + head * kRows + kRows - 1));
 #pragma unroll 1
     for (int n = 0; n < kState / 16; ++n) {
       float acc[2][4] = {};
-      add_outer_products(acc[0], acc[1], shared, kStrips, head * kHead + rows16 * 16, b + n * 16, weight);
-      float* to = state_piece<kHead, kState>(state, head, rows16, n);
+      add_outer_products(acc[0], acc[1], m, stride, block * 16, shared,
+                         (with_c ? s.c_column(group) : s.b_column(group)) + n * 16, strips,
+                         [&](int t) { return weight(head, t); });
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         device::Pack<float> pack;
@@ -164,17 +168,28 @@ ATTAMBA_DEVICE void pass_state(const Sizes& s, const Shared& shared, int leaving
         for (int e = 0; e < 4; ++e) {
           pack.value[e] = acc[i][e];
         }
-        if (leaving < 0) {
-          const auto before = device::Pack<float>::read(to + 4 * i);
+        if (before != nullptr) {
+          const auto old = device::Pack<float>::read(state_piece<kHead, kState>(before, head, rows16, n) + 4 * i);
 #pragma unroll
           for (int e = 0; e < 4; ++e) {
-            pack.value[e] += kept * before.value[e];
+            pack.value[e] += kept * old.value[e];
           }
         }
-        pack.write(to + 4 * i);
+        pack.write(state_piece<kHead, kState>(to, head, rows16, n) + 4 * i);
       }
     }
   }
+}
+
+/// From the state at the entry of a full tile, which the chunk that began at row `leaving` of it leaves, to that at its end.
+template <int kHead, int kState>
+ATTAMBA_DEVICE void pass_state(const Sizes& s, const Shared& shared, int leaving, const float* entry, float* exit) {
+  pass_outer_products<kHead, kState>(
+      s, shared.active, shared.stride, shared, false, kStrips, leaving < 0 ? entry : nullptr, exit, [&](int head, int t) {
+        const float* decay = shared.decay + head * kRows;
+        const float to_end = device::load(decay + kRows - 1) - device::load(decay + t);
+        return t >= leaving ? device::exp2_fast(to_end) * device::load(shared.delta + head * kRows + t) : 0.0f;
+      });
 }
 
 }  // namespace attamba::kernels::cuda::scan

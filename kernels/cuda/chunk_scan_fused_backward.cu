@@ -1,0 +1,368 @@
+// Backward half of chunk_scan_fused.h. Everything is recomputed from zxbcdt, tile by tile from a block's last one; a chunk
+// longer than a tile is first walked forwards for the states at its tiles' entries.
+//
+// Pairs of rows are worked on transposed, a warp having 16 rows s and all later blocks of rows t: with dM = dY X^T,
+//   dX = M^T dY + exit delta (dS' B),  d(C B^T) = sum_h dM o L,  and with P = dM o M, M rounded as it was in Y = M X,
+//   sum_s P[t, s] + entry_t dY_t^T S C_t = dY_t . (Y_t - D X_t),
+// so the terms of dl (kernels/cpu/chunk_scan_backward.cpp) need sums over t only, and cancel as they should.
+#include "kernels/cuda/chunk_scan_fused_convolve.h"
+#include "kernels/cuda/chunk_scan_fused_pairs.h"
+#include "kernels/cuda/launch_kernel.h"
+
+namespace attamba::kernels::cuda::scan {
+namespace {
+
+using namespace device;
+
+/// What a block keeps in workspace for chunks longer than a tile; see `make_passing`.
+struct Passing {
+  float* states;        ///< [rows / kRows + 1, E N], at the entry of the tile that begins in these rows
+  float* gradients[2];  ///< [E N] of the state at a tile's end, and of that at its entry
+  float* products[2];   ///< [halves, kStrips, N / 16] pieces of dB (from the exit) and dC (from the entry)
+  float* edges[2];      ///< [kEdge, channels] gradient before SiLU of the next tile's first rows, and of this one's
+
+  static std::size_t per_block(const ScanShape& shape) {
+    const auto state = static_cast<std::size_t>(shape.hidden * shape.state);
+    const auto products = static_cast<std::size_t>(kHalves * kRows * shape.state);
+    const auto edges = static_cast<std::size_t>(kEdge * (shape.hidden + 2 * shape.groups * shape.state));
+    return 2 * (state + products + edges);
+  }
+  static std::size_t states_size(const ScanShape& shape, std::int64_t rows) {
+    return static_cast<std::size_t>((rows / kRows + 1) * shape.hidden * shape.state);
+  }
+};
+
+template <int kState>
+ATTAMBA_DEVICE Passing make_passing(const Sizes& s, float* memory) {
+  constexpr int kStateSize = kFusedHidden * kState, kProducts = kHalves * kRows * kState;
+  const int edges = kEdge * s.channels;
+  Passing passing{};
+  passing.states = memory;
+  float* next = memory + static_cast<std::int64_t>(s.rows / kRows + 1) * kStateSize +
+                static_cast<std::int64_t>(block_x()) * 2 * (kStateSize + kProducts + edges);
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    passing.gradients[i] = next + i * kStateSize;
+    passing.products[i] = next + 2 * kStateSize + i * kProducts;
+    passing.edges[i] = next + 2 * (kStateSize + kProducts) + i * edges;
+  }
+  return passing;
+}
+
+/// acc [16, N] of the warp's strip, a group's dB (half 0) or dC (half 1), from the scores' gradients of the group's halves.
+template <int kState>
+ATTAMBA_DEVICE void score_products(const Sizes& s, const BackwardShared& shared, const WarpPlace& place, int strips, int group,
+                                   float (&acc)[kState / 8][4]) {
+  const Shared& in = shared.inputs;
+  const bool is_c = place.half == 1;
+  for (int other = 0; other < strips; ++other) {
+    const int from = is_c ? other : place.strip, block = is_c ? place.strip : other;
+    if (from > block || (from < block && load(in.starts + block * kStripRows) > from * kStripRows + kStripRows - 1)) {
+      continue;
+    }
+    const int column = is_c ? s.b_column(group) : s.c_column(group);
+    for (int half = s.groups == 1 ? 0 : group; half < (s.groups == 1 ? kHalves : group + 1); ++half) {
+      const bf16* tile = shared.score_tile(half, from, block);
+      std::uint32_t left[4];
+      if (is_c) {
+        load_left_transposed(left, tile, kScoreStride, 0, 0);
+      } else {
+        load_left(left, tile, kScoreStride, 0, 0);
+      }
+#pragma unroll
+      for (int n = 0; n < kState; n += 16) {
+        std::uint32_t right[4];
+        load_right(right, in.active, in.stride, other * kStripRows, column + n);
+        multiply(acc[n / 8], acc[n / 8 + 1], left, right);
+      }
+    }
+  }
+}
+
+template <int kState>
+ATTAMBA_DEVICE void add_products(const Sizes& s, const WarpPlace& place, int group, float* products,
+                                 float (&acc)[kState / 8][4]) {
+  for (int half = s.groups == 1 ? 0 : group; half < (s.groups == 1 ? kHalves : group + 1); ++half) {
+#pragma unroll
+    for (int n = 0; n < kState / 16; ++n) {
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const auto pack = Pack<float>::read(product_piece<kState>(products, half, place.strip, n) + 4 * i);
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+          acc[2 * n + i][e] += pack.value[e];
+        }
+      }
+    }
+  }
+}
+
+template <int kState>
+ATTAMBA_DEVICE void write_group(const BackwardShared& shared, const WarpPlace& place, int column,
+                                const float (&acc)[kState / 8][4]) {
+#pragma unroll
+  for (int n = 0; n < kState / 8; ++n) {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      store_pair(shared.inputs.active + place.row(i) * shared.inputs.stride + column + n * 8 + 2 * place.q, acc[n][2 * i],
+                 acc[n][2 * i + 1]);
+    }
+  }
+}
+
+/// Sum over the rows of the lane's row's chunk from the lane's row on; rows of 32, `start` their chunks', `first` the first
+/// one.
+ATTAMBA_DEVICE float chunk_suffix(float value, const int* starts, int first) {
+#pragma unroll
+  for (int step = 1; step < kWarp; step *= 2) {
+    const float later = shuffle_down(value, step);
+    const int row = first + lane_index() + step;
+    value += lane_index() + step < kWarp && row < kRows && load(starts + (row < kRows ? row : 0)) <= first + lane_index()
+                 ? later
+                 : 0.0f;
+  }
+  return value;
+}
+
+/// A warp per head: ddt, and the head's weights' sums. `state` and `gradient` where one chunk fills the tile.
+template <int kState>
+ATTAMBA_DEVICE void step_gradient(const Sizes& s, const Inputs<bf16>& in, const Tile& tile, const BackwardShared& shared,
+                                  int leaving, float* state, float* gradient, bf16* dzxbcdt) {
+  constexpr int kParts = (kRows + kWarp - 1) / kWarp, kPieces = kFusedHead / 16 * (kState / 16);
+  for (int head = warp_index(); head < s.heads; head += kFusedWarps) {
+    const float rate = -exp(load(in.a_log + head));
+    float whole = 0;
+    if (leaving < kRows) {
+      for (int strip = 0; strip < kStrips; ++strip) {
+        whole += load(shared.terms + strip * s.heads + head);
+      }
+    }
+    if (leaving < 0) {
+      float sum = 0;
+#pragma unroll 1
+      for (int piece = 0; piece < kPieces; ++piece) {
+        const float *a = state_piece<kFusedHead, kState>(state, head, 0, piece),
+                    *b = state_piece<kFusedHead, kState>(gradient, head, 0, piece);
+        sum += dot(a, 1, b, 1, 8);
+      }
+      whole += exp2_fast(load(shared.inputs.decay + head * kRows + kRows - 1)) * warp_sum(sum);
+    }
+    float later[kParts], rate_sum = 0, bias_sum = 0;
+#pragma unroll
+    for (int part = kParts - 1; part >= 0; --part) {
+      const int t = part * kWarp + lane_index(), next = (part + 1) * kWarp;
+      later[part] =
+          chunk_suffix(t < tile.rows ? load(shared.dlog + head * kRows + t) : 0.0f, shared.inputs.starts, part * kWarp);
+      if (part + 1 < kParts) {
+        const float rest = shuffle(later[part + 1], 0);
+        later[part] += load(shared.inputs.starts + next) <= t ? rest : 0.0f;
+      }
+      if (t < tile.rows) {
+        const float dlog = later[part] + (t >= leaving ? whole : 0.0f);
+        const float ddt =
+            (load(shared.ddelta + head * kRows + t) + rate * dlog) * sigmoid(input_step(s, in, tile.begin + t, head));
+        store(dzxbcdt + static_cast<std::int64_t>(tile.begin + t) * s.projection + s.projection - s.heads + head, to_bf16(ddt));
+        rate_sum += load(shared.inputs.delta + head * kRows + t) * dlog;
+        bias_sum += ddt;
+      }
+    }
+    rate_sum = warp_sum(rate_sum);
+    bias_sum = warp_sum(bias_sum);
+    if (lane_index() == 0) {
+      float trace = 0;
+      for (int strip = 0; strip < strip_count(tile.rows); ++strip) {
+        trace += load(shared.traces + strip * s.heads + head);
+      }
+      float* sums = shared.head_sums + head;
+      store(sums, load(sums) + rate * rate_sum);
+      store(sums + s.heads, load(sums + s.heads) + trace);
+      store(sums + 2 * s.heads, load(sums + 2 * s.heads) + bias_sum);
+    }
+  }
+}
+
+// ------------------------------------------------------------------------------------------------ one tile, one block
+/// Where a tile lies in its block's walk.
+struct Step {
+  Tile tile;
+  int leaving;    ///< as of leaving_chunk
+  float* state;   ///< at the entry
+  int parity;     ///< which of two buffers holds what the next tile left
+  bool add_taps;  ///< the block has written its taps' gradient before
+};
+
+template <int kState>
+ATTAMBA_DEVICE void tile_gradient(const Sizes& s, const Inputs<bf16>& in, const BackwardShared& shared, const WarpPlace& place,
+                                  const Passing& passing, const Step& step, const bf16* dout, bf16* dzxbcdt, float* partial,
+                                  float (&dnorm)[4]) {
+  const Shared& inputs = shared.inputs;
+  const Tile& tile = step.tile;
+  const int strips = strip_count(tile.rows), leaving = step.leaving;
+  const bool works = place.strip < strips, leaves = leaving < kRows, enters = load(inputs.starts) < 0;
+  float* exit = passing.gradients[step.parity];
+  fetch_rows(tile, dout + static_cast<std::int64_t>(tile.begin) * kFusedHidden, kFusedHidden, shared.dy);
+  convolve_tile(s, in, tile, inputs);
+  load_steps(s, in, tile, inputs);
+  copy_async_wait<0>();
+  sync_block();
+  gate_backward<kState>(s, in, tile, shared, place, works, step.state, dzxbcdt, dnorm);
+  sync_block();
+  float dx[kWarpHeads][kFusedHead / 8][4] = {};
+  if (works) {
+    if (enters) {
+      state_products<kState>(place, shared.dy, kHiddenStride, step.state, passing.products[1], [&](int head, int t) {
+        return load(inputs.starts + t) < 0 ? exp2_fast(load(inputs.decay + head * kRows + t)) : 0.0f;
+      });
+    }
+    if (leaves) {
+      state_products<kState>(place, inputs.active, inputs.stride, exit, passing.products[0], [&](int head, int t) {
+        const float* decay = inputs.decay + head * kRows;
+        return t >= leaving ? exp2_fast(load(decay + kRows - 1) - load(decay + t)) * load(inputs.delta + head * kRows + t)
+                            : 0.0f;
+      });
+    }
+    pair_gradient<kState>(s, shared, place, strips, dx);
+    if (leaves) {
+      exit_gradient<kState>(s, shared, place, leaving, exit, dx);
+    }
+  }
+  sync_block();  // X is read, scores' gradients are there
+  if (works) {
+    write_dx(in, shared, place, dx);
+  }
+  if (enters) {  // the gradient of the state at the entry
+    pass_outer_products<kFusedHead, kState>(
+        s, shared.dy, kHiddenStride, inputs, true, strips, leaving < 0 ? exit : nullptr, passing.gradients[1 - step.parity],
+        [&](int head, int t) { return load(inputs.starts + t) < 0 ? exp2_fast(load(inputs.decay + head * kRows + t)) : 0.0f; });
+  }
+  step_gradient<kState>(s, in, tile, shared, leaving, step.state, exit, dzxbcdt);
+  float group[2][kState / 8][4] = {};
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    if (works && i < s.groups) {
+      score_products<kState>(s, shared, place, strips, i, group[i]);
+      if (place.half == 1 ? enters : leaves) {
+        add_products<kState>(s, place, i, passing.products[place.half], group[i]);
+      }
+    }
+  }
+  sync_block();  // B and C are read
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    if (works && i < s.groups) {
+      write_group<kState>(shared, place, place.half == 1 ? s.c_column(i) : s.b_column(i), group[i]);
+    }
+  }
+  sync_block();
+  auto* taps = reinterpret_cast<float*>(shared.dy);
+  convolve_backward(s, in, tile, shared, leaving, passing.edges[step.parity], passing.edges[1 - step.parity], taps, dzxbcdt);
+  sync_block();
+  sum_taps(s, strips, taps, partial, step.add_taps);
+  sync_block();
+}
+
+/// States at the entries of the walk's tiles; returns their number.
+template <int kState>
+ATTAMBA_DEVICE int entry_states(const Sizes& s, const Inputs<bf16>& in, const Shared& shared, int begin, int limit,
+                                float* states) {
+  constexpr int kStateSize = kFusedHidden * kState;
+  for (int count = 0;; ++count, begin += kRows) {
+    const Tile tile = cut_tile(s, in, begin, limit, shared.starts);
+    if (tile.rows == 0 || tile.last) {
+      sync_block();
+      return tile.rows == 0 ? count : count + 1;
+    }
+    const int leaving = leaving_chunk(s, in, tile);
+    sync_block();
+    if (leaving < kRows) {
+      convolve_tile(s, in, tile, shared);
+      load_steps(s, in, tile, shared);
+      sync_block();
+      pass_state<kFusedHead, kState>(s, shared, leaving, states + static_cast<std::int64_t>(begin / kRows) * kStateSize,
+                                     states + static_cast<std::int64_t>(begin / kRows + 1) * kStateSize);
+    }
+    sync_block();
+  }
+}
+
+/// At the end: the norm's and the heads' partial gradients.
+ATTAMBA_DEVICE void write_partials(const Sizes& s, const BackwardShared& shared, const WarpPlace& place,
+                                   const float (&dnorm)[4], float* partial, bool taps_written) {
+  auto* columns = reinterpret_cast<float*>(shared.dy);  // [kStrips, E]
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    store(columns + place.strip * kFusedHidden + norm_column(place, i), dnorm[i]);
+  }
+  sync_block();
+  const int taps = s.channels * kFusedTaps;
+  for (int i = thread_index(); i < kFusedHidden; i += kFusedThreads) {
+    float sum = 0;
+    for (int strip = 0; strip < kStrips; ++strip) {
+      sum += load(columns + strip * kFusedHidden + i);
+    }
+    store(partial + taps + i, sum);
+  }
+  for (int i = thread_index(); i < 3 * s.heads; i += kFusedThreads) {
+    store(partial + taps + kFusedHidden + i, load(shared.head_sums + i));
+  }
+  for (int i = thread_index(); i < taps && !taps_written; i += kFusedThreads) {
+    store(partial + i, 0.0f);
+  }
+}
+
+template <int kState, int kGroups>
+ATTAMBA_KERNEL(kFusedThreads, 2)
+chunk_scan_backward_kernel(Sizes given, Inputs<bf16> in, const bf16* dout, bf16* dzxbcdt, float* partials, float* memory) {
+  const Sizes s = fixed_sizes<kState, kGroups>(given);
+  const BackwardShared shared(s, SharedMemory());
+  const WarpPlace place;
+  const Passing passing = make_passing<kState>(s, memory);
+  float* partial = partials + static_cast<std::int64_t>(block_x()) * s.partial_size();
+  float dnorm[4] = {};
+  bool taps_written = false;
+  load_weights(s, in, shared.inputs);
+  for (int i = thread_index(); i < 3 * s.heads; i += kFusedThreads) {
+    store(shared.head_sums + i, 0.0f);
+  }
+  for (int range = block_x(); range * kRange < s.rows; range += grid_x()) {
+    const int begin = first_chunk(s, in, range), limit = (range + 1) * kRange;
+    const int tiles = begin < 0 ? 0 : entry_states<kState>(s, in, shared.inputs, begin, limit, passing.states);
+    for (int i = tiles - 1; i >= 0; --i) {
+      Step step{};
+      step.tile = cut_tile(s, in, begin + i * kRows, limit, shared.inputs.starts);
+      step.leaving = step.tile.last ? kRows : leaving_chunk(s, in, step.tile);
+      step.state = passing.states + static_cast<std::int64_t>(step.tile.begin / kRows) * kFusedHidden * kState;
+      step.parity = i % 2;
+      step.add_taps = taps_written;
+      sync_block();
+      tile_gradient<kState>(s, in, shared, place, passing, step, dout, dzxbcdt, partial, dnorm);
+      taps_written = true;
+    }
+  }
+  write_partials(s, shared, place, dnorm, partial, taps_written);
+}
+
+}  // namespace
+
+std::size_t fused_backward_workspace(const ScanShape& shape, std::int64_t rows) {
+  const auto blocks = static_cast<std::size_t>(fused_blocks(rows));
+  const auto partials = blocks * static_cast<std::size_t>(make_sizes(shape, 0).partial_size());
+  return ScratchAllocator::aligned_bytes<float>(partials) +
+         ScratchAllocator::aligned_bytes<float>(Passing::states_size(shape, rows) + blocks * Passing::per_block(shape));
+}
+
+void fused_backward(const Launch& launch, bf16* dzxbcdt, const WeightGradients& gradients, const bf16* dout, const Sizes& s,
+                    const Inputs<bf16>& in, const ScanShape& shape) {
+  const auto blocks = static_cast<std::size_t>(fused_blocks(s.rows));
+  ScratchAllocator scratch(launch);
+  auto* partials = scratch.take<float>(blocks * static_cast<std::size_t>(s.partial_size()));
+  auto* memory = scratch.take<float>(Passing::states_size(shape, s.rows) + blocks * Passing::per_block(shape));
+  const Grid grid{.x = fused_blocks(s.rows), .threads = kFusedThreads, .shared_bytes = BackwardShared::bytes(s)};
+  dispatch_fused(s, [&]<int kState, int kGroups>() {
+    launch_kernel("chunk_scan_backward", chunk_scan_backward_kernel<kState, kGroups>, launch, grid, s, in, dout, dzxbcdt,
+                  partials, memory);
+  });
+  add_partials(launch, gradients, s, partials, static_cast<std::int64_t>(blocks));
+}
+
+}  // namespace attamba::kernels::cuda::scan

@@ -1,0 +1,141 @@
+// The backward kernel's way through SiLU and convolution.
+#pragma once
+
+#include "kernels/cuda/chunk_scan_fused_gate.h"
+
+namespace attamba::kernels::cuda::scan {
+
+using namespace device;
+
+constexpr int kEdge = kFusedTaps - 1;  ///< rows after a tile that its own rows pass through
+
+/// Four channels by one strip per thread: through SiLU and convolution to dxBC, and the taps' gradients of each strip into
+/// `taps` [kStrips, kFusedTaps, channels]. `active` holds dX, dB and dC.
+ATTAMBA_DEVICE void convolve_backward(const Sizes& s, const Inputs<bf16>& in, const Tile& tile, const BackwardShared& shared,
+                                      int leaving, const float* next_edge, float* edge, float* taps, bf16* dzxbcdt) {
+  constexpr int kWide = 4;
+  const int packs = s.channels / kWide;
+  for (int item = thread_index(); item < packs * strip_count(tile.rows); item += kFusedThreads) {
+    const int channel = item % packs * kWide, strip = item / packs, first = strip * kStripRows;
+    float weight[kFusedTaps][kWide], x[kFusedTaps][kWide] = {}, dx[kFusedTaps][kWide] = {}, dweight[kFusedTaps][kWide] = {};
+#pragma unroll
+    for (int j = 0; j < kFusedTaps; ++j) {
+      const auto w = Pack<float>::read(shared.inputs.conv + (kFusedTaps - 1 - j) * s.channels + channel);
+#pragma unroll
+      for (int c = 0; c < kWide; ++c) {
+        weight[j][c] = w.value[c];
+      }
+    }
+    const bf16* from = input_row(s, in, tile.begin) + s.hidden + channel;
+    bf16* to = dzxbcdt + static_cast<std::int64_t>(tile.begin) * s.projection + s.hidden + channel;
+    const auto fetch = [&](int t) {
+      const Bytes8 two = load(reinterpret_cast<const Bytes8*>(from + static_cast<std::int64_t>(t) * s.projection));
+      x[0][0] = low_half(two.word[0]);
+      x[0][1] = high_half(two.word[0]);
+      x[0][2] = low_half(two.word[1]);
+      x[0][3] = high_half(two.word[1]);
+    };
+    const auto shift = [&] {
+#pragma unroll
+      for (int j = kEdge; j > 0; --j) {
+#pragma unroll
+        for (int c = 0; c < kWide; ++c) {
+          x[j][c] = x[j - 1][c];
+          dx[j][c] = dx[j - 1][c];
+        }
+      }
+    };
+#pragma unroll
+    for (int t = first - kEdge; t < first; ++t) {
+      if (t >= load(shared.inputs.starts + first)) {
+        shift();
+        fetch(t);
+      }
+    }
+    // dx[j] is that of the row j before, complete after kEdge more rows.
+#pragma unroll 4
+    for (int i = 0; i < kStripRows + kEdge; ++i) {
+      const int t = first + i;
+      float gradient[kWide] = {};
+      int start = t;  // rows after the tile's last one count as other chunks, unless the chunk goes on in the next tile
+      if (t < tile.rows) {
+        start = load(shared.inputs.starts + t);
+      } else if (leaving < kRows) {
+        start = leaving;
+      }
+      shift();
+#pragma unroll
+      for (int c = 0; c < kWide; ++c) {
+        dx[0][c] = 0;
+      }
+      if (t < tile.rows && (i < kStripRows || start < first + kStripRows)) {
+        fetch(t);
+        const std::uint32_t* stored =
+            reinterpret_cast<const std::uint32_t*>(shared.inputs.active + t * shared.inputs.stride + channel);
+        const std::uint32_t pair[2] = {load(stored), load(stored + 1)};
+#pragma unroll
+        for (int c = 0; c < kWide; ++c) {
+          float sum = 0;
+#pragma unroll
+          for (int j = 0; j < kFusedTaps; ++j) {
+            sum += t - j >= start ? weight[j][c] * x[j][c] : 0.0f;
+          }
+          const float open = sigmoid_fast(sum);
+          gradient[c] = (c % 2 == 0 ? low_half(pair[c / 2]) : high_half(pair[c / 2])) * open * (1.0f + sum * (1.0f - open));
+        }
+      } else if (t >= tile.rows && leaving < kRows) {
+        const auto pack = Pack<float>::read(next_edge + (t - kRows) * s.channels + channel);
+#pragma unroll
+        for (int c = 0; c < kWide; ++c) {
+          gradient[c] = pack.value[c];
+        }
+      }
+      if (t < kEdge && load(shared.inputs.starts) < 0) {
+        Pack<float> pack;
+#pragma unroll
+        for (int c = 0; c < kWide; ++c) {
+          pack.value[c] = start < 0 ? gradient[c] : 0.0f;
+        }
+        pack.write(edge + t * s.channels + channel);
+      }
+#pragma unroll
+      for (int j = 0; j < kFusedTaps; ++j) {
+#pragma unroll
+        for (int c = 0; c < kWide; ++c) {
+          const bool joined = t - j >= start;
+          dx[j][c] += joined ? weight[j][c] * gradient[c] : 0.0f;
+          dweight[j][c] += joined && i < kStripRows ? gradient[c] * x[j][c] : 0.0f;
+        }
+      }
+      const int done = t - kEdge;
+      if (i >= kEdge && done < tile.rows) {
+        Bytes8 two;
+        two.word[0] = pack_bf16(dx[kEdge][0], dx[kEdge][1]);
+        two.word[1] = pack_bf16(dx[kEdge][2], dx[kEdge][3]);
+        store(reinterpret_cast<Bytes8*>(to + static_cast<std::int64_t>(done) * s.projection), two);
+      }
+    }
+#pragma unroll
+    for (int j = 0; j < kFusedTaps; ++j) {
+      Pack<float> pack;
+#pragma unroll
+      for (int c = 0; c < kWide; ++c) {
+        pack.value[c] = dweight[j][c];
+      }
+      pack.write(taps + (strip * kFusedTaps + kFusedTaps - 1 - j) * s.channels + channel);
+    }
+  }
+}
+
+/// partial [channels, kFusedTaps] = or += the strips' taps.
+ATTAMBA_DEVICE void sum_taps(const Sizes& s, int strips, const float* taps, float* partial, bool add) {
+  for (int i = thread_index(); i < s.channels * kFusedTaps; i += kFusedThreads) {
+    float sum = add ? load(partial + i) : 0.0f;
+    for (int strip = 0; strip < strips; ++strip) {
+      sum += load(taps + (strip * kFusedTaps + i % kFusedTaps) * s.channels + i / kFusedTaps);
+    }
+    store(partial + i, sum);
+  }
+}
+
+}  // namespace attamba::kernels::cuda::scan

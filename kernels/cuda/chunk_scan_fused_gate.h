@@ -1,0 +1,196 @@
+// The backward kernel's shared memory, and its way through norm and gate.
+#pragma once
+
+#include "kernels/cuda/chunk_scan_fused_mix.h"
+
+namespace attamba::kernels::cuda::scan {
+
+constexpr int kScoreTile = 16, kScoreStride = 24;  ///< rows of a stored tile of scores' gradients, free of bank conflicts
+constexpr int kScoreTiles = kStrips * (kStrips + 1) / 2;
+
+struct BackwardShared {
+  Shared inputs;
+  bf16* dy;               ///< [kRows, kHiddenStride]: dout, then dY, then the taps' gradients
+  bf16* dscores;          ///< [kHalves, kScoreTiles, kScoreTile, kScoreStride]: sum over the half's heads, [s, t]
+  float *dlog, *ddelta;   ///< [Hs, kRows]
+  float *traces, *terms;  ///< [kStrips, Hs]: of dM; of what the exit state adds to dl
+  float* sums;            ///< [kRows, kHalves, 2]: of u^2 and of u w dout
+  float* head_sums;       ///< [3, Hs]: gradients of A_log, D, dt_bias so far
+
+  ATTAMBA_DEVICE BackwardShared(const Sizes& s, device::SharedMemory shared) {
+    inputs.take(s, shared);
+    dy = shared.take<bf16>(kRows * kHiddenStride);
+    dscores = shared.take<bf16>(kHalves * kScoreTiles * kScoreTile * kScoreStride);
+    dlog = shared.take<float>(s.heads * kRows);
+    ddelta = shared.take<float>(s.heads * kRows);
+    traces = shared.take<float>(kStrips * s.heads);
+    terms = shared.take<float>(kStrips * s.heads);
+    sums = shared.take<float>(kRows * kHalves * 2);
+    head_sums = shared.take<float>(3 * s.heads);
+  }
+  static std::size_t bytes(const Sizes& s) {
+    using device::SharedMemory;
+    return Shared::bytes(s) + SharedMemory::bytes_of<bf16>(kRows * kHiddenStride) +
+           SharedMemory::bytes_of<bf16>(kHalves * kScoreTiles * kScoreTile * kScoreStride) +
+           2 * SharedMemory::bytes_of<float>(s.heads * kRows) + 2 * SharedMemory::bytes_of<float>(kStrips * s.heads) +
+           SharedMemory::bytes_of<float>(kRows * kHalves * 2) + SharedMemory::bytes_of<float>(3 * s.heads);
+  }
+  /// Of rows `from` of a strip and later rows `block` of another.
+  ATTAMBA_DEVICE bf16* score_tile(int half, int from, int block) const {
+    return dscores + (half * kScoreTiles + block * (block + 1) / 2 + from) * kScoreTile * kScoreStride;
+  }
+};
+
+/// Transposes words over the four lanes that share rows: lane q's word i and lane i's word q change places.
+ATTAMBA_DEVICE void transpose_quad(std::uint32_t (&word)[4]) {
+  const int q = device::lane_index() % 4;
+#pragma unroll
+  for (int bit = 1; bit < 4; bit *= 2) {
+    const bool upper = (q & bit) != 0;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      if ((i & bit) == 0) {
+        const std::uint32_t got = device::shuffle_xor(upper ? word[i] : word[i | bit], bit);
+        word[i] = upper ? got : word[i];
+        word[i | bit] = upper ? word[i | bit] : got;
+      }
+    }
+  }
+}
+
+/// Sums eight values over the eight lanes of a column, and returns the one of value[lane / 4].
+ATTAMBA_DEVICE float sum_columns(float (&value)[8]) {
+  const int lane = device::lane_index();
+#pragma unroll
+  for (int half = 4; half >= 1; half /= 2) {
+    const bool upper = (lane & 4 * half) != 0;
+#pragma unroll
+    for (int i = 0; i < half; ++i) {
+      const float got = device::shuffle_xor(upper ? value[i] : value[i + half], 4 * half);
+      value[i] = (upper ? value[i + half] : value[i]) + got;
+    }
+  }
+  return value[0];
+}
+/// The column of E whose sum for the warp's head h is left to a lane.
+ATTAMBA_DEVICE int norm_column(const WarpPlace& place, int h) {
+  return place.column<kFusedHead>(h) + place.g / 2 * 8 + place.g % 2;
+}
+
+/// dY of the tile in place of dout, dz, and dl of each row as its P's row sum; dnorm gets the lane's columns' sums added.
+/// Called by all warps; `works`: those whose strip has rows.
+template <int kState>
+ATTAMBA_DEVICE void gate_backward(const Sizes& s, const Inputs<bf16>& in, const Tile& tile, const BackwardShared& shared,
+                                  const WarpPlace& place, bool works, const float* state, bf16* dzxbcdt, float (&dnorm)[4]) {
+  constexpr int kHeads = kHalf / kFusedHead, kTiles = kFusedHead / 8;
+  static_assert(kTiles == 4, "a lane's columns of a head are 16 bytes");
+  float y[kHeads][kTiles][4] = {};  // without the skip
+  std::uint32_t z[kHeads][2][kTiles];
+  const auto x_pair = [&](int row, int column) {
+    return load_pair(shared.inputs.active + place.row(row) * shared.inputs.stride + column);
+  };
+  if (works) {
+    mix<kFusedHead, kState>(s, shared.inputs, place, state, y);
+    float squares[2] = {}, dots[2] = {};
+#pragma unroll
+    for (int h = 0; h < kHeads; ++h) {
+      const float skip = device::load(in.d_skip + place.first_head<kFusedHead>() + h);
+#pragma unroll
+      for (int row = 0; row < 2; ++row) {
+        Bytes16 raw{};
+        if (place.row(row) < tile.rows) {
+          raw = device::load(reinterpret_cast<const Bytes16*>(input_row(s, in, tile.begin + place.row(row)) +
+                                                              place.column<kFusedHead>(h) + 6 * place.q));
+        }
+#pragma unroll
+        for (int i = 0; i < kTiles; ++i) {
+          z[h][row][i] = raw.word[i];
+        }
+        transpose_quad(z[h][row]);
+#pragma unroll
+        for (int i = 0; i < kTiles; ++i) {
+          const int column = place.column<kFusedHead>(h) + i * 8;
+          const std::uint32_t x = x_pair(row, column), d = load_pair(shared.dy + place.row(row) * kHiddenStride + column);
+#pragma unroll
+          for (int e = 0; e < 2; ++e) {
+            const float gate = e == 0 ? low_half(z[h][row][i]) : high_half(z[h][row][i]);
+            const float u = (y[h][i][2 * row + e] + skip * (e == 0 ? low_half(x) : high_half(x))) * gate * sigmoid_fast(gate);
+            squares[row] += u * u;
+            dots[row] += u * device::load(shared.inputs.norm + column + e) * (e == 0 ? low_half(d) : high_half(d));
+          }
+        }
+      }
+    }
+#pragma unroll
+    for (int row = 0; row < 2; ++row) {
+      const float square = quad_sum(squares[row]), dot = quad_sum(dots[row]);
+      if (place.q == 0) {
+        float* sums = shared.sums + (place.row(row) * kHalves + place.half) * 2;
+        device::store(sums, square);
+        device::store(sums + 1, dot);
+      }
+    }
+  }
+  device::sync_block();
+  if (!works) {
+    return;
+  }
+  float scale[2], pull[2];
+#pragma unroll
+  for (int row = 0; row < 2; ++row) {
+    const float* sums = shared.sums + place.row(row) * kHalves * 2;
+    const float mean = (device::load(sums) + device::load(sums + 2)) / static_cast<float>(kFusedHidden) + s.eps;
+    scale[row] = device::rsqrt(mean);
+    pull[row] = scale[row] / mean * (device::load(sums + 1) + device::load(sums + 3)) / static_cast<float>(kFusedHidden);
+  }
+#pragma unroll
+  for (int h = 0; h < kHeads; ++h) {
+    const int head = place.first_head<kFusedHead>() + h;
+    const float skip = device::load(in.d_skip + head);
+    float columns[8] = {};
+#pragma unroll
+    for (int row = 0; row < 2; ++row) {
+      float row_sum = 0;
+#pragma unroll
+      for (int i = 0; i < kTiles; ++i) {
+        const int column = place.column<kFusedHead>(h) + i * 8;
+        bf16* to = shared.dy + place.row(row) * kHiddenStride + column;
+        const std::uint32_t x = x_pair(row, column), d_pair = load_pair(to);
+        float dy[2], dz[2];
+#pragma unroll
+        for (int e = 0; e < 2; ++e) {
+          const float gate = e == 0 ? low_half(z[h][row][i]) : high_half(z[h][row][i]), open = sigmoid_fast(gate);
+          const float d = e == 0 ? low_half(d_pair) : high_half(d_pair);
+          const float whole = y[h][i][2 * row + e] + skip * (e == 0 ? low_half(x) : high_half(x)), u = whole * gate * open;
+          const float du = scale[row] * device::load(shared.inputs.norm + column + e) * d - u * pull[row];
+          dy[e] = du * gate * open;
+          dz[e] = du * whole * open * (1.0f + gate * (1.0f - open));
+          columns[i * 2 + e] += d * u * scale[row];
+        }
+        const std::uint32_t rounded = device::pack_bf16(dy[0], dy[1]);
+        device::store(reinterpret_cast<std::uint32_t*>(to), rounded);
+        row_sum += low_half(rounded) * y[h][i][2 * row] + high_half(rounded) * y[h][i][2 * row + 1];
+        z[h][row][i] = device::pack_bf16(dz[0], dz[1]);
+      }
+      row_sum = quad_sum(row_sum);
+      if (place.q == 0) {
+        device::store(shared.dlog + head * kRows + place.row(row), row_sum);
+      }
+      transpose_quad(z[h][row]);
+      if (place.row(row) < tile.rows) {
+        Bytes16 raw;
+#pragma unroll
+        for (int i = 0; i < kTiles; ++i) {
+          raw.word[i] = z[h][row][i];
+        }
+        device::store(
+            reinterpret_cast<Bytes16*>(dzxbcdt + static_cast<std::int64_t>(tile.begin + place.row(row)) * s.projection +
+                                       place.column<kFusedHead>(h) + 6 * place.q),
+            raw);
+      }
+    }
+    dnorm[h] += sum_columns(columns);
+  }
+}
+
+}  // namespace attamba::kernels::cuda::scan

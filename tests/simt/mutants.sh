@@ -115,36 +115,41 @@ reason() {
   echo "${text:-the tests ended with code $1: $(tail -n 1 "$work/output")}" | cut -c 1-300
 }
 
-missed=()
-for i in "${selected[@]}"; do
-  expect_sound "${filters[i]}"
-  old=${olds[i]} new=${news[i]} file=${files[i]%% *}
+# Compiles and links mutant $1 to $work/test_simt.
+build_mutant() {
+  local old=${olds[$1]} new=${news[$1]} file=${files[$1]%% *} overlay=$work/overlay objects="" source object from compile
   [[ $new == - ]] && new=
-  overlay=$work/overlay objects=""
   rm -rf "$overlay" && mkdir -p "$overlay/$(dirname "$file")"
   mutate "$top/$file" > "$overlay/$file"
-  for source in ${files[i]}; do
+  for source in ${files[$1]}; do
     [[ $source == *.cu ]] || continue
     object=tests/simt/CMakeFiles/attamba_simt_kernels.dir/__/__/$source.o
-    compile=$(command_of "$object") || fail "$build does not compile $source"
+    compile=$(command_of "$object") || return
     from=$top/$source
     [[ $source != "$file" ]] || from=$overlay/$source
     compile=${compile/ -I/ -I$overlay -I}
     compile=${compile/ -o $object/ -o $work/$(basename "$source").o -w -O1}
     compile=$(sed -E "s# -MF [^ ]+# -MF $work/depends#; s# -c [^ ]+# -c $from#" <<< "$compile")
-    (cd "$build" && eval "$compile") > "$work/output" 2>&1 || fail "${names[i]} does not compile: $(head -n 5 "$work/output")"
+    (cd "$build" && eval "$compile") || return
     objects+=" $work/$(basename "$source").o"
   done
-  [[ -n $objects ]] || fail "${names[i]} names no source to compile"
   # In front of the others: where functions are inline, the first object's copy is the program's.
-  linked=$(sed "s#\( tests/simt/[^ ]*\.o\)#$objects\1#; s# -o $program # -o $work/test_simt #" <<< "$link")
-  (cd "$build" && eval "$linked") > "$work/output" 2>&1 || fail "${names[i]} does not link: $(head -n 5 "$work/output")"
-  if run_tests "$work/test_simt" "${filters[i]}"; then
+  (cd "$build" && eval "$(sed "s#\( tests/simt/[^ ]*\.o\)#$objects\1#; s# -o $program # -o $work/test_simt #" <<< "$link")")
+}
+
+missed=() broken=()
+for i in "${selected[@]}"; do
+  expect_sound "${filters[i]}"
+  if ! build_mutant "$i" > "$work/output" 2>&1; then
+    echo "broken  ${names[i]} does not compile: $(head -n 3 "$work/output")"
+    broken+=("${names[i]}")
+  elif run_tests "$work/test_simt" "${filters[i]}"; then
     echo "MISSED  ${names[i]}"
     missed+=("${names[i]}")
   else
     echo "caught  ${names[i]}: $(reason $?)"
   fi
 done
-echo "${#selected[@]} mutants: $((${#selected[@]} - ${#missed[@]})) caught, ${#missed[@]} missed${missed[*]:+: ${missed[*]}}"
+echo "${#selected[@]} mutants: $((${#selected[@]} - ${#missed[@]} - ${#broken[@]})) caught, ${#missed[@]} missed${missed[*]:+: ${missed[*]}}"
+((${#broken[@]} == 0)) || fail "${#broken[@]} do not compile: ${broken[*]}"
 ((${#missed[@]} == 0))

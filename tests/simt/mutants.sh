@@ -93,7 +93,7 @@ ulimit -c 0
 
 # run_tests PROGRAM FILTER: the tests' exit code up to the first failure, what they print in $work/output.
 run_tests() {
-  timeout "$seconds" "$1" --gtest_filter="$2" --gtest_brief=1 --gtest_throw_on_failure > "$work/output" 2>&1
+  { timeout "$seconds" "$1" --gtest_filter="$2" --gtest_brief=1 --gtest_throw_on_failure > "$work/output" 2>&1; } 2> /dev/null
 }
 seconds=300  # of tests that take a few
 
@@ -109,7 +109,8 @@ expect_sound() {
 # What went wrong first, in one line, after the exit code of the tests.
 reason() {
   local text
-  text=$(grep -m 1 -A 2 'C++ exception with description' "$work/output" | tr '\n' ' ')
+  text=$(grep -m 1 -A 2 'C++ exception with description' "$work/output" | tr '\n' ' ' |
+    sed "s#^C++ exception with description ##; s#$work/overlay/##g; s# thrown in .*##")
   [[ -n $text ]] || text=$(grep -m 1 -A 4 ': Failure' "$work/output" | sed 's/^.*tests\/simt\///' | tr '\n' ' ')
   [[ -n $text || $1 != 124 ]] || text="the tests did not end in $seconds seconds"
   echo "${text:-the tests ended with code $1: $(tail -n 1 "$work/output")}" | cut -c 1-300

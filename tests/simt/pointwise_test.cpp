@@ -119,16 +119,16 @@ TEST_P(Pointwise, RopeTurnsPairs) {
       table.set(angles);
       places.set(where);
       DeviceTensor out(dtype(), shape), back(dtype(), shape), expected(DType::float64, shape);
-      cuda::rope(device_launch(), out, x, table, places, false);
-      cpu::rope({}, expected, wide(x), wide(table), places, false);
+      cuda::rope(device_launch(), out, x, {}, table, places, false);
+      cpu::rope({}, expected, wide(x), {}, wide(table), places, false);
       const auto values = x.values();
       const auto length = [&](std::size_t i) { return 3 * 0x1p-24 * std::hypot(values[i / 2 * 2], values[i / 2 * 2 + 1]); };
       const double relative = dtype() == DType::float32 ? 0 : rounding(dtype());
       EXPECT_TRUE(within(out, expected.values(), relative, length)) << shape;
-      cuda::rope(device_launch(), back, x, table, places, true);
-      cpu::rope({}, expected, wide(x), wide(table), places, true);
+      cuda::rope(device_launch(), back, x, {}, table, places, true);
+      cpu::rope({}, expected, wide(x), {}, wide(table), places, true);
       EXPECT_TRUE(within(back, expected.values(), relative, length)) << shape << " backwards";
-      cuda::rope(device_launch(), x, x, table, places, false);
+      cuda::rope(device_launch(), x, x, {}, table, places, false);
       EXPECT_TRUE(x.same_bits(out)) << shape << " in place";
     }
   }
@@ -138,7 +138,7 @@ TEST_P(Pointwise, APositionOutsideTheTableShows) {
   const DeviceTensor x = random({3, 2, 8}, 11), table(DType::float32, {4, 8}, 0.5);
   DeviceTensor places(DType::int32, {3}), out(dtype(), {3, 2, 8});
   places.set(std::vector<double>{-1, 3, 4});
-  cuda::rope(device_launch(), out, x, table, places, false);
+  cuda::rope(device_launch(), out, x, {}, table, places, false);
   const auto values = out.values();
   for (std::size_t i = 0; i < values.size(); ++i) {
     EXPECT_EQ(std::isnan(values[i]), i / 16 != 1) << i;
@@ -161,7 +161,7 @@ TEST_P(Pointwise, ReadsAndWritesEachByteOnce) {
   // The table's row is read once for all heads, and its position once by each thread.
   const Shape heads{32, 8, 64};
   const DeviceTensor x = random(heads, 15), table(DType::float32, {4, 64}, 0.5), places(DType::int32, {32}, 1.0);
-  cuda::rope(device_launch(), x, x, table, places, false);
+  cuda::rope(device_launch(), x, x, {}, table, places, false);
   EXPECT_LT(bytes_of({"rope"}), 1.03 * (2 * elements * static_cast<double>(size_of(dtype())) + 32 * 64 * 4.0));
 }
 

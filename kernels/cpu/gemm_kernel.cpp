@@ -1,6 +1,7 @@
 // The parts of gemm that touch every element: packing of operands and the product of packed blocks.
 #include <algorithm>
 #include <atomic>
+#include <cstdlib>
 
 #include "kernels/cpu/gemm.h"
 #include "src/core/error.h"
@@ -18,7 +19,9 @@ namespace {
 
 bool own_gemm_pays() {
 #if ATTAMBA_OWN_GEMM
-  return !__builtin_cpu_supports("avx512f");  // OpenBLAS uses it, this kernel does not
+  // OpenBLAS uses AVX-512, this kernel does not. Asked for by name only: two float32 golden gradients drift further with it
+  // than their tolerance allows, for a reason that is not understood yet.
+  return std::getenv("ATTAMBA_OWN_GEMM") != nullptr && !__builtin_cpu_supports("avx512f");
 #else
   return false;
 #endif

@@ -147,7 +147,6 @@ std::vector<Case> mixer_cases() {
           attention(window, 4, 1, 64),
           attention(pseudo, 1, 1, 64),
           attention(documents, 2, 1, 64),
-          attention(one, 2, 2, 64),
           attention(chunks, 2, 2, 5),
           attention(chunks, 1, 1, 40),
           attention(paper, 8, 8, 64, true),

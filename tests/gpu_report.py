@@ -117,8 +117,7 @@ def goals_of(folder, device, steps, results):
     at_least("tokens/s, 62M, 80 x 1024", rate("step_long"), 1.3e6)
     for n, target in ((4096, 2.0), (16384, 3.5), (65536, 4.3)):
         at_least(f"chunk attention against PyTorch's best dense one, forward and backward, n = {n}",
-                 results["compare"] = compared(folder / "compare.log")
-    results["attention_speedups"].get(n), target)
+                 results["attention_speedups"].get(n), target)
     kernels = results.get("bench_kernels") or {}
     for name in ("chunk_scan", "chunk_scan_backward"):
         shares = [k["bytes_per_s"] / kernels["copy_bytes_per_s"] for k in kernels.get("kernels", []) if k["kernel"] == name]
@@ -141,6 +140,7 @@ def main():
         results[name] = (json_lines(folder / f"{name}.log") or [None])[0]
     results["curves"] = curves(folder)
     results["attention_speedups"] = attention_speedups(results.get("bench_kernels"), results["torch_attention"])
+    results["compare"] = compared(folder / "compare.log")
     results["train"] = json_lines(folder / "runs/train/metrics.jsonl")[-2:]
     environment = folder / "environment.log"
     text = environment.read_text(errors="replace") if environment.exists() else ""

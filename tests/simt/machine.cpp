@@ -57,6 +57,9 @@ std::string Machine::site_text(const Site& site) {
   if (file.starts_with(top)) {
     file.erase(0, top.size());
   }
+  while (file.starts_with("../")) {  // a compiler cache may make paths relative to the build folder
+    file.erase(0, 3);
+  }
   return concat(" (", file, ":", site.line(), ")");
 }
 

@@ -69,6 +69,18 @@ HostCopy::HostCopy(const Tensor& tensor) : tensor_(tensor) {
   }
 }
 
+std::vector<double> values_on_host(const Tensor& tensor) {
+  const HostCopy copy(tensor);
+  return dispatch_floating(tensor.dtype(), "copy to the host", [&]<class T>() {
+    std::vector<double> values;
+    values.reserve(static_cast<std::size_t>(tensor.elements()));
+    for (const T x : copy.tensor().span<T>()) {
+      values.push_back(static_cast<double>(static_cast<Accumulator<T>>(x)));
+    }
+    return values;
+  });
+}
+
 void copy_from_host(const Tensor& to, const Tensor& from) {
   require(to.type == from.type && from.device == Device::cpu, "copy: ", from.type, " from the host does not fit ", to.type);
   runtime(to.device).copy_to_device(to.data, from.data, to.bytes());

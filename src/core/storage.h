@@ -64,6 +64,9 @@ class HostCopy {
   Tensor tensor_;
 };
 
+/// The elements of a floating-point tensor of any device.
+std::vector<double> values_on_host(const Tensor& tensor);
+
 /// Fills a tensor of any device from host memory of the same type; when it returns `from` may be written again.
 void copy_from_host(const Tensor& to, const Tensor& from);
 /// Sets every byte to 0.

@@ -10,18 +10,6 @@ namespace attamba {
 
 namespace {
 
-std::vector<double> values_of(const Tensor& on_device) {
-  const HostCopy copy(on_device);
-  const Tensor& tensor = copy.tensor();
-  return dispatch_floating(tensor.dtype(), "verify", [&]<class T>() {
-    std::vector<double> values;
-    for (const T x : tensor.span<T>()) {
-      values.push_back(static_cast<double>(static_cast<Accumulator<T>>(x)));
-    }
-    return values;
-  });
-}
-
 /// Sums of squares behind ||a - b|| / ||b||, so that several tensors can be taken together.
 struct Distance {
   double difference = 0, norm = 0;
@@ -188,7 +176,7 @@ class Verification {
     write_batch(0);
     require(golden_.logits.shape.elements() == golden_.sequences * golden_.length * golden_.model.vocab_size,
             golden_.path.string(), ": logits are ", golden_.logits.shape);
-    add("logits", relative_error(values_of(programs_->logits()), golden_.logits.values), tolerances_.of("logits"));
+    add("logits", relative_error(values_on_host(programs_->logits()), golden_.logits.values), tolerances_.of("logits"));
     const double tokens = static_cast<double>(golden_.sequences * golden_.length);
     const double loss = programs_->evaluate() / tokens;
     // Losses are summed in steps of 2^-32 nat, half of which is below every tolerance but float64's.
@@ -200,7 +188,7 @@ class Verification {
     std::map<std::string, GoldenCheck> kinds;
     for (const ParameterInfo& parameter : programs_->parameters()) {
       const GoldenTensor& expected = find(golden_.gradients, "grads", parameter);
-      const std::vector<double> computed = values_of(programs_->gradient(parameter.name));
+      const std::vector<double> computed = values_on_host(programs_->gradient(parameter.name));
       together.add(computed, expected.values);
       const GoldenCheck check{"gradient of " + parameter.name, relative_error(computed, expected.values),
                               tolerances_.of_gradient(expected)};
@@ -249,7 +237,8 @@ class Verification {
     }
     for (const ParameterInfo& parameter : programs_->parameters()) {
       const GoldenTensor& expected = find(golden_.parameters_after, "params_after", parameter);
-      parameter_error = worse(parameter_error, relative_error(values_of(programs_->master(parameter.name)), expected.values));
+      parameter_error =
+          worse(parameter_error, relative_error(values_on_host(programs_->master(parameter.name)), expected.values));
     }
     const double rounding = 0.5 / kernels::kLossOne;
     add("losses in training", loss_error, tolerances_.of("losses") + rounding);

@@ -19,18 +19,6 @@ bool is_floating(DType dtype) {
   return dtype != DType::int32 && dtype != DType::int64;
 }
 
-std::vector<double> values_of(const Tensor& tensor) {
-  const HostCopy copy(tensor);
-  return dispatch_floating(tensor.dtype(), "inspect", [&]<class T>() {
-    std::vector<double> values;
-    values.reserve(static_cast<std::size_t>(tensor.elements()));
-    for (const T x : copy.tensor().span<T>()) {
-      values.push_back(static_cast<double>(static_cast<Accumulator<T>>(x)));
-    }
-    return values;
-  });
-}
-
 /// Calls body(name, tensor) for all that a step has written and that holds floating-point numbers.
 template <class Body>
 void for_each_result(const Program::Step& step, const Body& body) {
@@ -49,7 +37,7 @@ void for_each_result(const Program::Step& step, const Body& body) {
 
 OpDifference difference(const std::string& name, const Program::Step& step, const Tensor& tensor,
                         const std::vector<double>& expected) {
-  const std::vector<double> found = values_of(tensor);
+  const std::vector<double> found = values_on_host(tensor);
   require(found.size() == expected.size(), "compare: ", name, " has ", found.size(), " elements here, ", expected.size(),
           " on the CPU");
   OpDifference result{.name = name, .op = std::string(step.op->name())};
@@ -81,7 +69,7 @@ TensorStatistics statistics_of(const Tensor& tensor) {
   TensorStatistics s{.least = std::numeric_limits<double>::infinity(), .most = -std::numeric_limits<double>::infinity()};
   double sum = 0, squares = 0;
   std::int64_t count = 0;
-  for (const double x : values_of(tensor)) {
+  for (const double x : values_on_host(tensor)) {
     if (!std::isfinite(x)) {
       ++s.not_finite;
       continue;
@@ -121,7 +109,7 @@ Program::Observer watch_tensors(const std::string& pattern, std::ostream& out) {
 std::vector<OpDifference> compare_devices(ModelPrograms& programs, ModelPrograms& on_cpu) {
   std::vector<std::vector<double>> expected;
   on_cpu.observe_once([&](const Program::Step& step, double) {
-    for_each_result(step, [&](const std::string&, const Tensor& tensor) { expected.push_back(values_of(tensor)); });
+    for_each_result(step, [&](const std::string&, const Tensor& tensor) { expected.push_back(values_on_host(tensor)); });
   });
   on_cpu.accumulate();
   on_cpu.discard_gradients();

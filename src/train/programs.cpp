@@ -280,13 +280,13 @@ Tensor ModelPrograms::master(const std::string& name) const {
 }
 
 /// Fills a weight from float32 values, rounded where it is bfloat16.
-void ModelPrograms::write_weights(const Tensor& to, std::vector<float> values) {
+void ModelPrograms::write_weights(const Tensor& to, std::span<const float> values) {
   if (to.dtype() == DType::bfloat16) {
     std::vector<bfloat16> rounded(values.size());
     std::transform(values.begin(), values.end(), rounded.begin(), [](float x) { return bfloat16(x); });
     copy_from_host(to, {rounded.data(), to.type});
   } else {
-    copy_from_host(to, {values.data(), to.type});
+    copy_from_host(to, {const_cast<float*>(values.data()), to.type});  // a view has no const; it is only read
   }
 }
 
@@ -299,7 +299,7 @@ void ModelPrograms::initialize(std::uint64_t seed) {
     } else {
       std::vector<float> values(elements);
       initialize_tensor(std::span(values), parameter, seed);
-      write_weights(tensor, std::move(values));
+      write_weights(tensor, values);
     }
   }
   refresh_compute_weights();
@@ -317,8 +317,7 @@ void ModelPrograms::load_weights(const std::function<void(const std::vector<Name
   }
   read(tensors);
   for (const auto& [name, tensor] : temporary.tensors()) {
-    const auto from = tensor.span<float>();
-    write_weights(storage_.find(name), {from.begin(), from.end()});
+    write_weights(storage_.find(name), tensor.span<float>());
   }
   refresh_compute_weights();
 }
@@ -327,8 +326,7 @@ void ModelPrograms::refresh_compute_weights() {
   for (const ParameterInfo& parameter : parameters_) {
     if (has_master_copy(parameter)) {
       const HostCopy weights(master(parameter.name));
-      const auto from = weights.tensor().span<float>();
-      write_weights(storage_.find(parameter.name), {from.begin(), from.end()});
+      write_weights(storage_.find(parameter.name), weights.tensor().span<float>());
     }
   }
 }

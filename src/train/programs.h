@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -122,7 +123,7 @@ class ModelPrograms {
   };
   void run(Replay& replay);
   Replay& replay_of(Kind kind) { return replays_[static_cast<std::size_t>(kind)]; }
-  void write_weights(const Tensor& to, std::vector<float> values);
+  void write_weights(const Tensor& to, std::span<const float> values);
 
   ProgramOptions options_;
   Communicator& communicator_;

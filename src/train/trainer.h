@@ -51,7 +51,7 @@ class Trainer {
   void report_setup();
   void set_up_debugging();
   StepResult step();
-  /// One micro-batch, the step's last one with the update. `batch_samples` are those in the inputs.
+  /// Runs `body`; a number that is not finite is reported with the step and with the sample, one of those in the inputs.
   template <class Body>
   auto naming_samples(const std::vector<std::int64_t>& batch_samples, const Body& body);
   void compare_with_cpu(const Batch& batch, const std::vector<std::int64_t>& samples);

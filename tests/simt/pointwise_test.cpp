@@ -100,34 +100,53 @@ TEST_P(Pointwise, TensorsNeedNotBeAligned) {
   EXPECT_TRUE(out.same_bits(expected));
 }
 
-// A pair is turned by two products and a sum: 2 roundings of either product, one of the sum.
-TEST_P(Pointwise, RopeTurnsPairs) {
+/// cos, sin, cos, sin, ... of some angles for each of `positions` places.
+DeviceTensor rope_table(std::int64_t positions, std::int64_t width) {
+  std::vector<double> angles(static_cast<std::size_t>(positions * width));
+  for (std::size_t i = 0; i < angles.size(); i += 2) {
+    angles[i] = std::cos(0.37 * static_cast<double>(i));
+    angles[i + 1] = std::sin(0.37 * static_cast<double>(i));
+  }
+  return {DType::float32, {positions, width}, angles};
+}
+
+// A pair is turned by two products and a sum, after the addend's: four roundings of what is no longer than the pair.
+TEST_P(Pointwise, RopeTurnsPairsOfSums) {
   const std::int64_t tokens = 33, positions = 40;
+  std::vector<double> where;
+  for (std::int64_t t = 0; t < tokens; ++t) {
+    where.push_back(static_cast<double>(7 * t % positions));
+  }
+  const DeviceTensor places(DType::int32, {tokens}, where);
   for (const std::int64_t heads : {1, 3, 8}) {
     for (const std::int64_t width : {2, 6, 64, 520, 1034}) {
       const Shape shape{tokens, heads, width};
+      const DeviceTensor table = rope_table(positions, width), addend = random(shape, 11);
+      for (const DType from : {dtype(), DType::float32}) {
+        for (const bool added : {false, true}) {
+          for (const bool inverse : {false, true}) {
+            const DeviceTensor x = DeviceTensor::random(from, shape, 10), wide_addend = wide(addend);
+            DeviceTensor out(dtype(), shape), expected(DType::float64, shape);
+            cuda::rope(device_launch(), out, x, added ? addend.tensor() : Tensor{}, table, places, inverse);
+            cpu::rope({}, expected, wide(x), added ? wide_addend.tensor() : Tensor{}, wide(table), places, inverse);
+            const auto values = x.values(), more = addend.values();
+            const auto error = [&](std::size_t i) {
+              const std::size_t even = i / 2 * 2, odd = even + 1;
+              const double sum = added ? std::hypot(more[even], more[odd]) : 0;
+              return (added ? 4 : 3) * 0x1p-24 * (std::hypot(values[even], values[odd]) + sum);
+            };
+            const double relative = dtype() == DType::float32 ? 0 : rounding(dtype());
+            EXPECT_TRUE(within(out, expected.values(), relative, error))
+                << shape << " of " << name_of(from) << (added ? ", added" : "") << (inverse ? ", back" : "");
+            const DeviceTensor in_place(dtype(), shape, more);
+            cuda::rope(device_launch(), in_place, x, added ? in_place.tensor() : Tensor{}, table, places, inverse);
+            EXPECT_TRUE(in_place.same_bits(out)) << shape << " over the addend";
+          }
+        }
+      }
       const DeviceTensor x = random(shape, 10);
-      DeviceTensor table(DType::float32, {positions, width}), places(DType::int32, {tokens});
-      std::vector<double> angles(table.size()), where(places.size());
-      for (std::size_t i = 0; i < angles.size(); i += 2) {
-        angles[i] = std::cos(0.37 * static_cast<double>(i));
-        angles[i + 1] = std::sin(0.37 * static_cast<double>(i));
-      }
-      for (std::size_t t = 0; t < where.size(); ++t) {
-        where[t] = static_cast<double>(7 * t % 40);
-      }
-      table.set(angles);
-      places.set(where);
-      DeviceTensor out(dtype(), shape), back(dtype(), shape), expected(DType::float64, shape);
+      DeviceTensor out(dtype(), shape);
       cuda::rope(device_launch(), out, x, {}, table, places, false);
-      cpu::rope({}, expected, wide(x), {}, wide(table), places, false);
-      const auto values = x.values();
-      const auto length = [&](std::size_t i) { return 3 * 0x1p-24 * std::hypot(values[i / 2 * 2], values[i / 2 * 2 + 1]); };
-      const double relative = dtype() == DType::float32 ? 0 : rounding(dtype());
-      EXPECT_TRUE(within(out, expected.values(), relative, length)) << shape;
-      cuda::rope(device_launch(), back, x, {}, table, places, true);
-      cpu::rope({}, expected, wide(x), {}, wide(table), places, true);
-      EXPECT_TRUE(within(back, expected.values(), relative, length)) << shape << " backwards";
       cuda::rope(device_launch(), x, x, {}, table, places, false);
       EXPECT_TRUE(x.same_bits(out)) << shape << " in place";
     }

@@ -11,6 +11,7 @@ void add_train_command(CLI::App& program);   ///< train_command.cpp
 void add_eval_command(CLI::App& program);    ///< eval_command.cpp: eval and generate
 void add_verify_command(CLI::App& program);  ///< verify_command.cpp: this machine's results against the golden files
 void add_bench_command(CLI::App& program);   ///< bench_command.cpp
+void add_plan_command(CLI::App& program);    ///< plan_command.cpp
 void add_plot_command(CLI::App& program);    ///< plot_command.cpp
 
 }  // namespace attamba

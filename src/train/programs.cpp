@@ -127,6 +127,9 @@ void initialize_tensor(std::span<A> out, const ParameterInfo& parameter, std::ui
       case Initialization::log_decay:
         x = static_cast<A>(std::log(0.01 + 1.99 * random.uniform()));
         break;
+      case Initialization::log_rate:
+        x = static_cast<A>(0.5 * std::log(0.81 + 0.188 * random.uniform()));
+        break;
     }
   }
 }

@@ -14,14 +14,12 @@ namespace fs = std::filesystem;
 
 namespace {
 
-/// Ranks that find each other over TCP. Ranks whose peer is gone must notice by themselves; two seconds later they are killed,
-/// as any launcher does.
+/// Ranks that find each other over TCP. Nobody ends the others when one is gone: they have to notice.
 constexpr const char* kStartRanks = R"(
-ranks=$1; shift
-for ((rank = 0; rank < ranks; rank++)); do ATTAMBA_RANK=$rank "$@" & done
-for ((rank = 0; rank < ranks; rank++)); do
-  wait -n || { code=$?; sleep 2 & timer=$!; wait $timer; kill -KILL $(jobs -p) 2> /dev/null; exit $code; }
-done)";
+ranks=$1 pids=() worst=0; shift
+for ((rank = 0; rank < ranks; rank++)); do ATTAMBA_RANK=$rank "$@" & pids+=($!); done
+for pid in "${pids[@]}"; do wait "$pid"; code=$?; ((code <= worst)) || worst=$code; done
+exit $worst)";
 
 const std::vector<std::string> kModel{"train",
                                       "--model.vocab_size=300",
@@ -111,7 +109,7 @@ std::unique_ptr<Session> Training::start(const Start& start) {
     const Environment tcp{{"ATTAMBA_RANKS", std::to_string(start.ranks)},
                           {"ATTAMBA_RENDEZVOUS", concat("file:", (folder_ / "rendezvous").string())},
                           {"ATTAMBA_INTERFACE", "lo"},
-                          {"ATTAMBA_CONNECT_TIMEOUT", "30"}};
+                          {"ATTAMBA_CONNECT_TIMEOUT", "20"}};
     more.insert(more.end(), tcp.begin(), tcp.end());
   }
   if (!start.faults.empty()) {
@@ -177,7 +175,7 @@ std::string Training::final_state() const {
   const std::string text =
       read_text(run() / "checkpoints" / concat("step-", std::string(9 - digits.size(), '0'), digits) / "manifest.json");
   std::smatch match;
-  return std::regex_search(text, match, std::regex("\"tensor_crc32c\": ?([^,}\\s]+)")) ? match[1].str() : "";
+  return std::regex_search(text, match, std::regex("\"(?:state|tensor)_crc32c\": ?([^,}\\s]+)")) ? match[1].str() : "";
 }
 
 std::vector<std::string> Training::leftovers() const {

@@ -141,11 +141,14 @@ class Campaign {
     const std::lock_guard lock(mutex_);
     tallies_[plan.fault].add(verdict);
     if (!verdict.failure.empty()) {
-      std::cout << "FAILED: " << plan.text() << "\n  " << verdict.failure << "\n  again: attamba_faults --replay " << plan.seed;
-      for (std::size_t i = 0; i < options_.kinds.size(); ++i) {
-        std::cout << (i == 0 ? " --kinds " : ",") << options_.kinds[i];
+      std::cout << "FAILED: " << plan.text() << "\n  " << verdict.failure << '\n';
+      if (options_.sweep == 0) {
+        std::cout << "  again: attamba_faults --replay " << plan.seed;
+        for (std::size_t i = 0; i < options_.kinds.size(); ++i) {
+          std::cout << (i == 0 ? " --kinds " : ",") << options_.kinds[i];
+        }
+        std::cout << std::endl;
       }
-      std::cout << std::endl;
     }
     if (!options_.keep && options_.replay < 0) {
       fs::remove_all(folder);
@@ -205,7 +208,10 @@ int run(int argc, char** argv) {
   try {
     prepare_data(options.laboratory, folder);
     const Reference reference = measure_reference(options.laboratory, folder);
-    failures = Campaign(options, reference, folder).run();
+    for (const std::string& what : reference.unsynced) {
+      std::cout << "FAILED: a power cut could lose data: " << what << '\n';
+    }
+    failures = Campaign(options, reference, folder).run() + static_cast<std::int64_t>(reference.unsynced.size());
   } catch (const std::exception& error) {
     std::cerr << "attamba_faults: " << error.what() << '\n';
   }

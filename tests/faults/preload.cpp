@@ -84,12 +84,13 @@ const Settings& settings() {
   return read;
 }
 
-/// Descriptors that were opened to write below the folder, and those of folders there.
-std::array<std::atomic<bool>, 65536> watched{};
+/// What is known of descriptors: opened to write below the folder, or a folder there; or opened there to read, or to sync.
+enum class Use : char { other, reads, writes };
+std::array<std::atomic<Use>, 65536> uses{};
 
-void watch(int descriptor, bool on) {
-  if (descriptor >= 0 && descriptor < static_cast<int>(watched.size())) {
-    watched[static_cast<std::size_t>(descriptor)] = on;
+void watch(int descriptor, Use use) {
+  if (descriptor >= 0 && descriptor < static_cast<int>(uses.size())) {
+    uses[static_cast<std::size_t>(descriptor)] = use;
   }
 }
 
@@ -116,9 +117,9 @@ bool below(const std::string& path) {
 }
 
 /// A stream's descriptor may be closed behind our back and be something else by now, so its path decides.
-bool is_watched(int descriptor) {
-  return descriptor >= 0 && descriptor < static_cast<int>(watched.size()) && watched[static_cast<std::size_t>(descriptor)] &&
-         below(path_of(descriptor));
+bool is_watched(int descriptor, Use least = Use::writes) {
+  return descriptor >= 0 && descriptor < static_cast<int>(uses.size()) &&
+         uses[static_cast<std::size_t>(descriptor)].load() >= least && below(path_of(descriptor));
 }
 
 void append(const std::string& file, long number, const char* call, const std::string& path) {
@@ -245,7 +246,7 @@ int attempt_open(const char* call, int folder, const char* name, int flags, cons
   const std::string path = absolute(folder, name);
   const bool ours = below(path), writes = (flags & (O_WRONLY | O_RDWR | O_CREAT)) != 0;
   const int descriptor = attempt(ours && writes, call, path, (flags & O_CREAT) != 0 ? can_lack_space : 0u, body);
-  watch(descriptor, ours && (writes || (flags & O_DIRECTORY) != 0));
+  watch(descriptor, !ours ? Use::other : writes || (flags & O_DIRECTORY) != 0 ? Use::writes : Use::reads);
   return descriptor;
 }
 
@@ -296,11 +297,12 @@ mode_t mode_argument(int flags, va_list arguments) {
                                [&] { return real(descriptor, offset, size); });                          \
     return result < 0 ? errno : result;                                                                  \
   }
-#define ATTAMBA_ON_DESCRIPTOR(name, call, can, parameters, ...)                                                         \
-  int name parameters {                                                                                                 \
-    static const auto real = next<int parameters>(#name);                                                               \
-    const bool counts = is_watched(descriptor);                                                                         \
-    return attempt(counts, call, counts ? path_of(descriptor) : std::string(), can, [&] { return real(__VA_ARGS__); }); \
+#define ATTAMBA_FSYNC(name)                                                                       \
+  int name(int descriptor) {                                                                      \
+    static const auto real = next<int(int)>(#name);                                               \
+    const bool counts = is_watched(descriptor, Use::reads);                                       \
+    return attempt(counts, "fsync", counts ? path_of(descriptor) : std::string(), can_lack_space, \
+                   [&] { return real(descriptor); });                                             \
   }
 #define ATTAMBA_ON_PATH(name, call, can, folder, path, parameters, ...)              \
   int name parameters noexcept {                                                     \
@@ -308,6 +310,16 @@ mode_t mode_argument(int flags, va_list arguments) {
     const std::string full = absolute(folder, path);                                 \
     return attempt(below(full), call, full, can, [&] { return real(__VA_ARGS__); }); \
   }
+
+namespace {
+
+/// The old name comes along, so that whoever reads a trace can follow the file.
+template <class Body>
+int attempt_rename(const std::string& from, const std::string& to, const Body& body) {
+  return attempt(below(to), "rename", from + " -> " + to, can_lack_space, body);
+}
+
+}  // namespace
 
 extern "C" {
 
@@ -336,8 +348,8 @@ ssize_t writev(int descriptor, const iovec* pieces, int count) {
   return attempt_write(descriptor, "writev", 2, [&](size_t part) { return real(descriptor, pieces, part < 2 ? 1 : count); });
 }
 
-ATTAMBA_ON_DESCRIPTOR(fsync, "fsync", can_lack_space, (int descriptor), descriptor)
-ATTAMBA_ON_DESCRIPTOR(fdatasync, "fsync", can_lack_space, (int descriptor), descriptor)
+ATTAMBA_FSYNC(fsync)
+ATTAMBA_FSYNC(fdatasync)
 ATTAMBA_FALLOCATE(posix_fallocate)
 ATTAMBA_FALLOCATE(posix_fallocate64)
 
@@ -359,7 +371,7 @@ int close(int descriptor) {
     return real(descriptor);
   }
   const Verdict verdict = judge("close", path_of(descriptor), 0);
-  watch(descriptor, false);
+  watch(descriptor, Use::other);
   const int result = real(descriptor);
   if (verdict.error != 0) {
     errno = verdict.error;
@@ -368,9 +380,16 @@ int close(int descriptor) {
   return result;
 }
 
-ATTAMBA_ON_PATH(rename, "rename", can_lack_space, AT_FDCWD, to, (const char* from, const char* to), from, to)
-ATTAMBA_ON_PATH(renameat, "rename", can_lack_space, to_folder, to,
-                (int from_folder, const char* from, int to_folder, const char* to), from_folder, from, to_folder, to)
+int rename(const char* from, const char* to) noexcept {
+  static const auto real = next<int(const char*, const char*)>("rename");
+  return attempt_rename(absolute(AT_FDCWD, from), absolute(AT_FDCWD, to), [&] { return real(from, to); });
+}
+int renameat(int from_folder, const char* from, int to_folder, const char* to) noexcept {
+  static const auto real = next<int(int, const char*, int, const char*)>("renameat");
+  return attempt_rename(absolute(from_folder, from), absolute(to_folder, to),
+                        [&] { return real(from_folder, from, to_folder, to); });
+}
+
 ATTAMBA_ON_PATH(mkdir, "mkdir", can_lack_space, AT_FDCWD, path, (const char* path, mode_t mode), path, mode)
 ATTAMBA_ON_PATH(mkdirat, "mkdir", can_lack_space, folder, path, (int folder, const char* path, mode_t mode), folder, path, mode)
 ATTAMBA_ON_PATH(unlink, "unlink", 0, AT_FDCWD, path, (const char* path), path)

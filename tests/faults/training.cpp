@@ -183,7 +183,7 @@ std::vector<std::string> Training::leftovers() const {
   if (fs::exists(run())) {
     for (const fs::directory_entry& entry : fs::recursive_directory_iterator(run())) {
       const std::string name = entry.path().filename();
-      if (std::regex_search(name, std::regex("\\.(unfinished|next|tmp.*)$"))) {
+      if (std::regex_search(name, std::regex("\\.(unfinished|tmp.*)$"))) {
         found.push_back(fs::relative(entry.path(), run()));
       }
     }

@@ -40,6 +40,8 @@ struct Reference {
   std::vector<std::string> curve;
   /// System calls of each rank that write to the run's folder, by number of ranks.
   std::array<std::vector<long>, 5> calls;
+  /// What a power cut could take (durability.h).
+  std::vector<std::string> unsynced;
 };
 Reference measure_reference(const Laboratory& laboratory, const std::filesystem::path& folder);
 

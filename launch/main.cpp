@@ -26,6 +26,7 @@ Common flows:
       --optim.lr 1e-3 --model.chunking.size 4  ... with some keys changed
       --run.folder runs/first                  ... into a folder of its own; run the same line again to resume
   mpirun -n 4 attamba train CONFIG ...         the same on four processes
+  attamba submit CONFIG --nodes 2 --gpus 8     the same as a SLURM job
   attamba COMMAND --help                       everything about one command
 
 Exit codes: 0 done, 1 failed, 2 mistaken configuration or command line.)";
@@ -90,6 +91,7 @@ int run(int argc, char** argv) {
   add_verify_command(program);
   add_bench_command(program);
   add_plot_command(program);
+  add_submit_command(program);
   program.footer(std::string(kFlows));  // last, because subcommands inherit a footer that is there before them
   try {
     program.parse(argc, argv);

@@ -60,6 +60,14 @@ std::string chunk_ends_of(const ModelConfig& model) {
   return has_file ? read_whole_file(model.chunking.ends_file) : std::string();
 }
 
+/// Nobody's: empty, or with what a start left that was cut off before its first file, the configuration, was whole.
+bool is_unclaimed(const fs::path& folder) {
+  return fs::is_directory(folder) &&
+         std::all_of(fs::directory_iterator(folder), fs::directory_iterator(), [](const fs::directory_entry& entry) {
+           return entry.path().filename() == concat(kConfigFile, kTemporarySuffix);
+         });
+}
+
 }  // namespace
 
 void claim_run_folder(const Config& config, std::span<const WeightedSource> train, const Dataset* valid) {
@@ -71,7 +79,7 @@ void claim_run_folder(const Config& config, std::span<const WeightedSource> trai
     require<UsageError>(difference.empty(), folder.string(), ": holds another run: ", difference,
                         "; choose another run.folder, or give the same configuration to go on with that run");
   } else {
-    require<UsageError>(!fs::exists(folder) || (fs::is_directory(folder) && fs::is_empty(folder)), folder.string(),
+    require<UsageError>(!fs::exists(folder) || is_unclaimed(folder), folder.string(),
                         ": exists and is not a run's folder; choose an empty or a new one as run.folder");
   }
   const std::string chunk_ends = chunk_ends_of(config.model);
@@ -81,6 +89,7 @@ void claim_run_folder(const Config& config, std::span<const WeightedSource> trai
                         config.model.chunking.ends_file, "; choose another run.folder, or give the same chunk ends");
   }
   make_folder(folder);
+  write_file_atomically(config_file, to_toml(config));  // first: it says that the folder is this run's
   nlohmann::json facts{{"version", version().number},
                        {"commit", version().commit},
                        {"build", version().build_type},
@@ -98,7 +107,6 @@ void claim_run_folder(const Config& config, std::span<const WeightedSource> trai
   if (!chunk_ends.empty()) {
     write_file_atomically(folder / kRunChunkEnds, chunk_ends);
   }
-  write_file_atomically(config_file, to_toml(config));
 }
 
 FoundRun find_run(const fs::path& folder, std::int64_t step) {

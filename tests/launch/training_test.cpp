@@ -249,6 +249,18 @@ TEST_F(Training, AFolderThatHoldsAnotherRunIsRefused) {
   EXPECT_EQ(read_file(run_folder("foreign") / "thesis.txt"), "precious");
 }
 
+TEST_F(Training, AStartThatWasCutOffWhileItClaimedItsFolderIsNoObstacle) {
+  fs::create_directories(run_folder("cut_off"));
+  std::ofstream(run_folder("cut_off") / "config.toml.tmp") << "[mod";
+  train_well("cut_off", 1);
+  fs::remove_all(run_folder("cut_off") / "checkpoints");
+  for (const char* later : {"run.json", "tokenizer.model", "metrics.jsonl"}) {
+    fs::remove(run_folder("cut_off") / later);
+  }
+  train_well("cut_off", 1);
+  EXPECT_TRUE(fs::exists(run_folder("cut_off") / "tokenizer.model"));
+}
+
 TEST_F(Training, ExplicitChunkEndsTrainEvaluateAndStayWithTheRun) {
   train_well("uniform", 1, "--model.chunking.strategy uniform");
   const fs::path ends = folder_ / "ends.txt";

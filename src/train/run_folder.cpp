@@ -10,7 +10,6 @@
 #include "data/files.h"
 #include "src/core/error.h"
 #include "src/core/version.h"
-#include "src/train/checkpoint.h"
 
 namespace attamba {
 
@@ -101,7 +100,7 @@ void claim_run_folder(const Config& config, std::span<const WeightedSource> trai
   write_file_atomically(config_file, to_toml(config));
 }
 
-FoundRun find_run(const fs::path& folder, std::int64_t step) {
+FoundRun find_run(const fs::path& folder, std::int64_t step, Communicator& communicator) {
   const fs::path checkpoints = folder / kCheckpointFolder;
   require<UsageError>(fs::exists(folder / kConfigFile), folder.string(), ": is not a run's folder (it has no ", kConfigFile,
                       ")");
@@ -110,12 +109,13 @@ FoundRun find_run(const fs::path& folder, std::int64_t step) {
     run.config.model.chunking.ends_file = (folder / kRunChunkEnds).string();
   }
   if (step >= 0) {
-    run.checkpoint = checkpoint_path(checkpoints, step);
-    require<UsageError>(fs::exists(run.checkpoint), folder.string(), ": has no checkpoint of step ", step);
+    const fs::path path = checkpoint_path(checkpoints, step);
+    require<UsageError>(fs::exists(path), folder.string(), ": has no checkpoint of step ", step);
+    run.checkpoint = checked_checkpoint(path, communicator);
   } else {
-    const auto newest = newest_checkpoint(checkpoints);
+    auto newest = newest_checkpoint(checkpoints, communicator);
     require<UsageError>(newest.has_value(), folder.string(), ": has no checkpoint yet");
-    run.checkpoint = *newest;
+    run.checkpoint = std::move(*newest);
   }
   return run;
 }

@@ -5,7 +5,9 @@
 #include <filesystem>
 #include <span>
 
+#include "comm/communicator.h"
 #include "data/loader.h"
+#include "src/train/checkpoint.h"
 #include "src/train/config.h"
 
 namespace attamba {
@@ -22,11 +24,12 @@ inline constexpr const char* kRunChunkEnds = "chunk_ends.txt";  ///< only with e
 /// `valid` may be null.
 void claim_run_folder(const Config& config, std::span<const WeightedSource> train, const Dataset* valid);
 
-/// A run as `eval` and `generate` find it: its configuration, and the checkpoint of `step` (negative: the newest whole one).
+/// A run as `eval` and `generate` find it: its configuration, and the checkpoint of `step` (negative: the newest whole one),
+/// checked. Collective.
 struct FoundRun {
   Config config;
-  std::filesystem::path checkpoint;
+  Checkpoint checkpoint;
 };
-FoundRun find_run(const std::filesystem::path& folder, std::int64_t step);
+FoundRun find_run(const std::filesystem::path& folder, std::int64_t step, Communicator& communicator);
 
 }  // namespace attamba

@@ -194,27 +194,31 @@ std::string unwritten_share(std::string_view reason) {
   return kNotWritten + std::string(reason);
 }
 
+void publish_save(const SaveAttempt& attempt, const TrainingState& state, const std::vector<std::string>& reports) {
+  try {
+    const std::string manifest = to_text(make_manifest(state, files_from(reports)));
+    write_file_atomically(attempt.folder / kCheckpointManifest, manifest);  // syncs the folder, too
+    put_in_place(attempt.folder, attempt.target);
+    sync_folder(attempt.target.parent_path());
+  } catch (const std::exception& error) {
+    std::error_code ignored;
+    fs::remove_all(attempt.folder, ignored);
+    throw save_failed(state.step, error.what());
+  }
+}
+
 void commit_save(const SaveAttempt& attempt, const TrainingState& state, const std::string& report,
                  Communicator& communicator) {
   const std::vector<std::string> reports = gather_text(report, communicator);
   try {
     on_rank_0(
         [&] {
-          try {
-            const std::string manifest = to_text(make_manifest(state, files_from(reports)));
-            write_file_atomically(attempt.folder / kCheckpointManifest, manifest);  // syncs the folder, too
-            put_in_place(attempt.folder, attempt.target);
-            sync_folder(attempt.target.parent_path());
-          } catch (...) {
-            std::error_code ignored;
-            fs::remove_all(attempt.folder, ignored);
-            throw;
-          }
+          publish_save(attempt, state, reports);
           return std::string();
         },
         communicator);
   } catch (const std::exception& error) {
-    throw save_failed(state.step, error.what());
+    throw SaveFailed(error.what());
   }
 }
 

@@ -52,7 +52,9 @@ std::string write_share(const SaveAttempt& attempt, int rank, const std::vector<
                         const std::atomic<bool>* cancelled = nullptr);
 /// What a rank reports instead that could not even begin.
 std::string unwritten_share(std::string_view reason);
-/// Makes the attempt a checkpoint when all ranks wrote their files, or removes it and throws SaveFailed with the first reason.
+/// Makes the attempt a checkpoint when all shares were written, or removes it and throws SaveFailed with the first reason.
+void publish_save(const SaveAttempt& attempt, const TrainingState& state, const std::vector<std::string>& reports);
+/// The same by all ranks, each with its own report. Collective.
 void commit_save(const SaveAttempt& attempt, const TrainingState& state, const std::string& report, Communicator& communicator);
 
 struct Checkpoint {

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <memory>
 #include <mutex>
 #include <optional>
 #include <vector>
@@ -127,8 +128,9 @@ std::uint32_t sum_range(const FileDescriptor& file, const fs::path& path, std::u
   };
   parallel_for(blocks, [&](std::int64_t b) {
     try {
-      thread_local std::vector<std::byte> bytes;
-      bytes.resize(size_of_block(b));
+      const std::size_t block = size_of_block(b);
+      const auto memory = std::make_unique_for_overwrite<std::byte[]>(block);
+      const std::span bytes(memory.get(), block);
       read_at(file, offset + static_cast<std::uint64_t>(b) * kBlock, bytes, path);
       sums[static_cast<std::size_t>(b)] = crc32c(bytes);
     } catch (const std::exception& failure) {

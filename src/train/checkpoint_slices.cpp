@@ -17,7 +17,9 @@ constexpr std::int64_t kStagedElements = std::int64_t{1} << 22;
 
 StateSlice slice_of(const NamedTensor& named, std::int64_t begin, std::int64_t end) {
   Tensor values = named.tensor;
-  values.data = static_cast<std::byte*>(values.data) + static_cast<std::size_t>(begin) * size_of(values.dtype());
+  if (values.data != nullptr) {  // a tensor may be no more than its type
+    values.data = static_cast<std::byte*>(values.data) + static_cast<std::size_t>(begin) * size_of(values.dtype());
+  }
   values.type.shape = {end - begin};
   return {.name = named.name, .whole = named.tensor.type, .begin = begin, .end = end, .values = values};
 }

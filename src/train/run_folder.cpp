@@ -61,6 +61,16 @@ std::string chunk_ends_of(const ModelConfig& model) {
 
 }  // namespace
 
+LoaderConfig open_training_data(const Config& config) {
+  LoaderConfig data{.sources = {}, .n = config.data.sequence_length, .seed = static_cast<std::uint64_t>(config.train.seed)};
+  for (const WeightedFolder& source : weighted_folders(config.data.train)) {
+    data.sources.push_back({Dataset::open(source.folder), source.weight});
+    data.sources.back().dataset.require_vocabulary(config.model.vocab_size);
+  }
+  require<UsageError>(!data.sources.empty(), "data.train is empty; name a folder made by `attamba data prepare`");
+  return data;
+}
+
 void claim_run_folder(const Config& config, std::span<const WeightedSource> train, const Dataset* valid) {
   const fs::path folder = config.run.folder, config_file = folder / kConfigFile;
   if (fs::exists(config_file)) {

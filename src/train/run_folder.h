@@ -19,6 +19,9 @@ inline constexpr const char* kRunFile = "run.json";
 inline constexpr const char* kRunTokenizer = "tokenizer.model";
 inline constexpr const char* kRunChunkEnds = "chunk_ends.txt";  ///< only with explicit chunking
 
+/// The data sets that a configuration trains on; a missing one, or one with another vocabulary, is an error that names it.
+LoaderConfig open_training_data(const Config& config);
+
 /// Makes the folder, or takes up the run that is in it. A folder that holds something else, or a run with another model, data
 /// or recipe, is a UsageError that names the first key that differs. Writes config.toml, run.json and a copy of the tokenizer.
 /// `valid` may be null.

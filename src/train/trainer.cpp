@@ -120,13 +120,7 @@ void Trainer::compare_with_cpu(const Batch& batch, const std::vector<std::int64_
 }
 
 void Trainer::open_data() {
-  LoaderConfig data{.sources = {}, .n = config_.data.sequence_length, .seed = static_cast<std::uint64_t>(config_.train.seed)};
-  for (const WeightedFolder& source : weighted_folders(config_.data.train)) {
-    data.sources.push_back({Dataset::open(source.folder), source.weight});
-    data.sources.back().dataset.require_vocabulary(config_.model.vocab_size);
-  }
-  require<UsageError>(!data.sources.empty(), "data.train is empty; name a folder made by `attamba data prepare`");
-  samples_.emplace(std::move(data));
+  samples_.emplace(open_training_data(config_));
   if (!config_.data.valid.empty()) {
     Dataset valid = Dataset::open(config_.data.valid);
     valid.require_vocabulary(config_.model.vocab_size);

@@ -8,6 +8,7 @@
 #include <csignal>
 #include <cstdlib>
 #include <fstream>
+#include <mutex>
 
 #include "data/hdf5_handle.h"
 #include "tests/train/checkpoint_test_support.h"
@@ -76,7 +77,8 @@ TEST_F(Checkpoints, FilesAreHdf5ThatOtherProgramsRead) {
   const Hdf5File second(H5Fopen(file(1, "rank-00001.h5").c_str(), H5F_ACC_RDONLY, H5P_DEFAULT), "open the second file");
   std::vector<float> found(1000);
   hsize_t cut = 0;
-  for (const SavedSlice& piece : open_checkpoint(path(1)).manifest.files[0].slices) {
+  const Checkpoint checkpoint = open_checkpoint(path(1));
+  for (const SavedSlice& piece : checkpoint.manifest.files[0].slices) {
     cut = piece.slice.name == "parameters/layers.0.w" ? static_cast<hsize_t>(piece.slice.end) : cut;
   }
   ASSERT_GT(cut, 0u);

@@ -1,6 +1,7 @@
 // Ranks that are threads of the test: what checkpoints ask of a communicator, without processes.
 #pragma once
 
+#include <algorithm>
 #include <barrier>
 #include <cstring>
 #include <exception>
@@ -65,6 +66,10 @@ class ThreadRanks {
       barrier();
     }
     std::unique_ptr<Request> start_all_reduce_sum(const Tensor&) override { throw Error("not a part of this test"); }
+    std::unique_ptr<Request> start_reduce_scatter_sum(const Tensor&, const Tensor&) override {
+      throw Error("not a part of this test");
+    }
+    std::unique_ptr<Request> start_all_gather(const Tensor&, const Tensor&) override { throw Error("not a part of this test"); }
     void all_reduce_max(const Tensor&) override { throw Error("not a part of this test"); }
     void broadcast(const Tensor& data, int root) override {
       share(data.data);

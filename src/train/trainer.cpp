@@ -321,7 +321,7 @@ void Trainer::after_step(const StepResult& result) {
     evaluate();
   }
   checkpoints_->poll();
-  if (due(config_.checkpoint.every)) {
+  if (due(config_.checkpoint.every) && state_.step < config_.train.steps) {  // `run` saves the last step
     checkpoints_->save(state_, checkpoint_slices());
   }
 }

@@ -113,8 +113,10 @@ CheckpointManifest manifest_from(const Json& json) {
   manifest.state = {.step = json.at("step"),
                     .updates = json.at("updates"),
                     .seconds = json.at("seconds"),
+                    .passed_over = json.at("passed_over"),
                     .data_fingerprint = json.at("data_fingerprint"),
-                    .configuration = json.at("configuration")};
+                    .configuration = json.at("configuration"),
+                    .norms = json.at("norms")};
   if (json.contains("validation_loss")) {
     manifest.state.validation_loss = json.at("validation_loss").get<double>();
   }
@@ -174,6 +176,8 @@ std::string to_text(const CheckpointManifest& manifest) {
             {"step", state.step},
             {"updates", state.updates},
             {"seconds", state.seconds},
+            {"passed_over", state.passed_over},
+            {"norms", state.norms},
             {"data_fingerprint", state.data_fingerprint}};
   if (state.validation_loss) {
     json["validation_loss"] = *state.validation_loss;

@@ -14,12 +14,15 @@ namespace attamba {
 
 /// Where a run stands between two steps. Everything else follows from the configuration.
 struct TrainingState {
-  std::int64_t step = 0;                       ///< steps done; the next sample's index is this times the global batch
-  std::int64_t updates = 0;                    ///< of these, steps that changed the weights
-  double seconds = 0;                          ///< spent training
-  std::string data_fingerprint;                ///< of the samples; another one would go on with other samples
-  std::string configuration;                   ///< resolved, as TOML
+  std::int64_t step = 0;           ///< steps done; the next sample's index is (step + passed_over) times the global batch
+  std::int64_t updates = 0;        ///< of these, steps that changed the weights
+  double seconds = 0;              ///< spent training
+  std::int64_t passed_over = 0;    ///< steps whose samples were left out
+  std::string data_fingerprint;    ///< of the samples; another one would go on with other samples
+  std::string configuration;       ///< resolved, as TOML
+  std::vector<double> norms = {};  ///< gradient norms of the last good steps
   std::optional<double> validation_loss = {};  ///< of the weights as they are, where they were evaluated
+};                                             ///< of the weights as they are, where they were evaluated
 };
 
 /// A slice in a file: `values` is empty, its elements are little-endian at `offset`.

@@ -80,6 +80,7 @@ std::vector<StateSlice> CheckpointWriter::snapshot(const std::vector<StateSlice>
 }
 
 void CheckpointWriter::begin(const TrainingState& state, const std::vector<StateSlice>& slices, bool from_copy) {
+  const double began = monotonic_seconds();
   SaveAttempt attempt = begin_save(folder_, state.step, slices, communicator_);
   std::future<std::string> report;
   try {
@@ -92,7 +93,7 @@ void CheckpointWriter::begin(const TrainingState& state, const std::vector<State
     failed.set_value(unwritten_share(error.what()));
     report = failed.get_future();
   }
-  in_flight_.emplace(InFlight{.attempt = std::move(attempt), .state = state, .report = std::move(report)});
+  in_flight_.emplace(InFlight{.attempt = std::move(attempt), .state = state, .began = began, .report = std::move(report)});
 }
 
 void CheckpointWriter::commit() {
@@ -100,6 +101,7 @@ void CheckpointWriter::commit() {
   in_flight_.reset();
   commit_save(save.attempt, save.state, save.report.get(), communicator_);
   saved_step_ = save.state.step;
+  save_seconds_ = monotonic_seconds() - save.began;
   if (communicator_.rank() == 0) {
     // Removing large files takes file systems a while.
     cleaning_ = std::async(std::launch::async, [folder = folder_, retention = settings_.retention] {
@@ -142,10 +144,15 @@ void CheckpointWriter::poll() {
   }
 }
 
-void CheckpointWriter::save_now(const TrainingState& state, const std::vector<StateSlice>& slices) {
+void CheckpointWriter::finish() {
+  const Stopwatch stall(stall_seconds_);
   if (in_flight_) {
     reporting([&] { commit(); });
   }
+}
+
+void CheckpointWriter::save_now(const TrainingState& state, const std::vector<StateSlice>& slices) {
+  finish();
   if (saved_step_ != state.step) {
     // On a device the file is written from a copy all the same; on the CPU nothing changes the values meanwhile.
     const bool on_host = slices.empty() || slices.front().values.device == Device::cpu;

@@ -38,6 +38,8 @@ class CheckpointWriter {
   void save(const TrainingState& state, const std::vector<StateSlice>& slices);
   /// After each step: commits the save in flight when all ranks have written. Collective while there is one.
   void poll();
+  /// Waits for the save in flight, if any, and commits it. A failure is a message. Collective.
+  void finish();
   /// The last save: returns when this state is on the disk, or throws SaveFailed. Collective.
   void save_now(const TrainingState& state, const std::vector<StateSlice>& slices);
   /// Says that this step was loaded from the folder, so that it need not be saved again.
@@ -46,11 +48,14 @@ class CheckpointWriter {
   std::int64_t saved_step() const { return saved_step_; }
   /// Seconds in which training stood still for saving, since this object was made.
   double stall_seconds() const { return stall_seconds_; }
+  /// Seconds that the last save took from its beginning to its commit; 0 before the first one.
+  double save_seconds() const { return save_seconds_; }
 
  private:
   struct InFlight {
     SaveAttempt attempt;
     TrainingState state;
+    double began;
     std::future<std::string> report;
   };
 
@@ -74,7 +79,7 @@ class CheckpointWriter {
   std::optional<InFlight> in_flight_;  ///< the same step on all ranks
   std::future<void> cleaning_;
   std::int64_t saved_step_ = -1;
-  double stall_seconds_ = 0;
+  double stall_seconds_ = 0, save_seconds_ = 0;
 };
 
 }  // namespace attamba

@@ -35,6 +35,8 @@ TEST_F(Checkpoints, ComeBackWithEverythingThatWasSaved) {
   SomeState saved(1), loaded;
   TrainingState state = at_step(12);
   state.validation_loss = 0.1 + 0.2;
+  state.passed_over = 3;
+  state.norms = {1.0 / 3, 2e-300};
   save_checkpoint(folder_, state, whole_slices(saved.tensors()), alone_);
   const auto newest = newest_checkpoint(folder_, alone_);
   ASSERT_TRUE(newest.has_value());
@@ -44,6 +46,8 @@ TEST_F(Checkpoints, ComeBackWithEverythingThatWasSaved) {
   EXPECT_EQ(found.step, 12);
   EXPECT_EQ(found.updates, 11);
   EXPECT_EQ(found.seconds, 1.5);
+  EXPECT_EQ(found.passed_over, 3);
+  EXPECT_EQ(found.norms, state.norms);
   EXPECT_EQ(found.data_fingerprint, "abc");
   EXPECT_EQ(found.configuration, state.configuration);
   EXPECT_EQ(found.validation_loss, state.validation_loss);

@@ -22,7 +22,6 @@ struct TrainingState {
   std::string configuration;       ///< resolved, as TOML
   std::vector<double> norms = {};  ///< gradient norms of the last good steps
   std::optional<double> validation_loss = {};  ///< of the weights as they are, where they were evaluated
-};                                             ///< of the weights as they are, where they were evaluated
 };
 
 /// A slice in a file: `values` is empty, its elements are little-endian at `offset`.

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <limits>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -171,7 +172,8 @@ std::string first_missing(const SavedFile& saved, std::uint64_t size) {
 
 std::uint64_t free_bytes(const fs::path& path) {
   struct statvfs status {};
-  return ::statvfs(path.c_str(), &status) == 0 ? static_cast<std::uint64_t>(status.f_bavail) * status.f_frsize : 0;
+  const bool known = ::statvfs(path.c_str(), &status) == 0 && status.f_blocks > 0;
+  return known ? static_cast<std::uint64_t>(status.f_bavail) * status.f_frsize : std::numeric_limits<std::uint64_t>::max();
 }
 
 std::uint64_t checkpoint_file_bytes(std::span<const StateSlice> slices) {

@@ -21,7 +21,7 @@ SavedFile write_checkpoint_file(const std::filesystem::path& path, std::span<con
 /// manifest's, which names the file and the first tensor that is damaged with its place.
 void check_checkpoint_file(const std::filesystem::path& folder, const SavedFile& file);
 
-/// Bytes that a user may still write to the file system of an existing path.
+/// Bytes that a user may still write to the file system of an existing path; the largest number where it does not say.
 std::uint64_t free_bytes(const std::filesystem::path& path);
 
 }  // namespace attamba

@@ -71,7 +71,11 @@ std::vector<StateSlice> CheckpointWriter::snapshot(const std::vector<StateSlice>
   std::vector<StateSlice> copies = slices;
   std::byte* next = snapshot_.data();
   for (StateSlice& copy : copies) {
-    runtime(device).copy_to_host(next, copy.values.data, copy.bytes());
+    if (device == Device::cpu) {
+      runtime(device).copy_on_device(next, copy.values.data, copy.bytes());  // with all threads
+    } else {
+      runtime(device).copy_to_host(next, copy.values.data, copy.bytes());
+    }
     copy.values = {next, copy.values.type};
     next += align_up(copy.bytes());
   }

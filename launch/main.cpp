@@ -1,6 +1,7 @@
 // The `attamba` program: subcommands, help, and exit codes. 0: done; 1: something failed; 2: the user asked for the impossible.
 #include <CLI/CLI.hpp>
 #include <algorithm>
+#include <csignal>
 #include <exception>
 #include <iostream>
 #include <string>
@@ -88,6 +89,7 @@ int run(int argc, char** argv) {
   add_data_commands(program);
   add_train_command(program);
   add_eval_command(program);
+  add_checkpoint_command(program);
   add_verify_command(program);
   add_bench_command(program);
   add_plot_command(program);
@@ -120,5 +122,6 @@ int run(int argc, char** argv) {
 }  // namespace attamba
 
 int main(int argc, char** argv) {
+  std::signal(SIGXFSZ, SIG_IGN);  // a file that may not grow further is an error of the write, not the end
   return attamba::run(argc, argv);
 }

@@ -23,6 +23,8 @@ constexpr int kUsage = 2;
 constexpr std::string_view kFlows = R"(
 Common flows:
   attamba verify tests/golden/*.h5             check this machine's results against golden files
+  attamba plan configs/attamba_62m.toml --ranks 8 --gpu H200
+                                               memory, time and traffic of a run, predicted before it is started
   attamba train configs/attamba_small.toml     train; `attamba train --help` lists every key with its default
       --optim.lr 1e-3 --model.chunking.size 4  ... with some keys changed
       --run.folder runs/first                  ... into a folder of its own; run the same line again to resume
@@ -92,6 +94,7 @@ int run(int argc, char** argv) {
   add_checkpoint_command(program);
   add_verify_command(program);
   add_bench_command(program);
+  add_plan_command(program);
   add_plot_command(program);
   add_submit_command(program);
   program.footer(std::string(kFlows));  // last, because subcommands inherit a footer that is there before them

@@ -16,6 +16,7 @@
 #include "src/optim/schedule.h"
 #include "src/train/inspect.h"
 #include "src/train/run_folder.h"
+#include "src/train/run_plan.h"
 
 namespace attamba {
 
@@ -60,7 +61,7 @@ Trainer::Trainer(const Config& config, Communicator& communicator, Device device
             .ranks = communicator_.size()};
   open_data();
   chunking_ = make_model_chunking(config_.model, config_.data.sequence_length);
-  programs_ = std::make_unique<ModelPrograms>(program_options(config_, chunking_.get(), device_), communicator_);
+  programs_ = make_run_programs(config_, chunking_.get(), device_, communicator_);
   set_up_debugging();
   open_run_folder();
   resume();

@@ -64,7 +64,7 @@ Value chunk_scan(Tape& tape, Value zxbcdt, const ScanParameters& weights, Value 
 /// silu of the causal convolution of x [T, E] with weight [E, W] (accumulator type), within chunks; starts [T] int32.
 Value causal_conv_silu(Tape& tape, Value x, Value weight, Value starts);
 struct RecurrenceGates {
-  Value a, b;     ///< [T, E]
+  Value a, b;               ///< [T, E]
   Value u = {}, rate = {};  ///< of the form rg_lru
 };
 /// h [T, E] of kernels::linear_recurrence; starts [T] int32.

@@ -10,7 +10,6 @@
 #include "data/files.h"
 #include "src/core/error.h"
 #include "src/core/version.h"
-#include "src/train/checkpoint.h"
 
 namespace attamba {
 
@@ -70,6 +69,16 @@ bool is_unclaimed(const fs::path& folder) {
 
 }  // namespace
 
+LoaderConfig open_training_data(const Config& config) {
+  LoaderConfig data{.sources = {}, .n = config.data.sequence_length, .seed = static_cast<std::uint64_t>(config.train.seed)};
+  for (const WeightedFolder& source : weighted_folders(config.data.train)) {
+    data.sources.push_back({Dataset::open(source.folder), source.weight});
+    data.sources.back().dataset.require_vocabulary(config.model.vocab_size);
+  }
+  require<UsageError>(!data.sources.empty(), "data.train is empty; name a folder made by `attamba data prepare`");
+  return data;
+}
+
 void claim_run_folder(const Config& config, std::span<const WeightedSource> train, const Dataset* valid) {
   const fs::path folder = config.run.folder, config_file = folder / kConfigFile;
   if (fs::exists(config_file)) {
@@ -109,7 +118,7 @@ void claim_run_folder(const Config& config, std::span<const WeightedSource> trai
   }
 }
 
-FoundRun find_run(const fs::path& folder, std::int64_t step) {
+FoundRun find_run(const fs::path& folder, std::int64_t step, Communicator& communicator) {
   const fs::path checkpoints = folder / kCheckpointFolder;
   require<UsageError>(fs::exists(folder / kConfigFile), folder.string(), ": is not a run's folder (it has no ", kConfigFile,
                       ")");
@@ -118,12 +127,13 @@ FoundRun find_run(const fs::path& folder, std::int64_t step) {
     run.config.model.chunking.ends_file = (folder / kRunChunkEnds).string();
   }
   if (step >= 0) {
-    run.checkpoint = checkpoint_path(checkpoints, step);
-    require<UsageError>(fs::exists(run.checkpoint), folder.string(), ": has no checkpoint of step ", step);
+    const fs::path path = checkpoint_path(checkpoints, step);
+    require<UsageError>(fs::exists(path), folder.string(), ": has no checkpoint of step ", step);
+    run.checkpoint = checked_checkpoint(path, communicator);
   } else {
-    const auto newest = newest_checkpoint(checkpoints);
+    auto newest = newest_checkpoint(checkpoints, communicator);
     require<UsageError>(newest.has_value(), folder.string(), ": has no checkpoint yet");
-    run.checkpoint = *newest;
+    run.checkpoint = std::move(*newest);
   }
   return run;
 }

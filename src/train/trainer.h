@@ -9,7 +9,7 @@
 
 #include "comm/communicator.h"
 #include "data/loader.h"
-#include "src/train/checkpoint.h"
+#include "src/train/checkpoint_writer.h"
 #include "src/train/config.h"
 #include "src/train/evaluate.h"
 #include "src/train/metrics.h"
@@ -58,11 +58,13 @@ class Trainer {
   void after_step(const StepResult& result);
   void log(const StepResult& result);
   void evaluate();
-  void save();
+  /// What this rank saves and loads.
+  std::vector<StateSlice> checkpoint_slices() const;
   bool due(std::int64_t every) const { return every > 0 && state_.step % every == 0; }
   bool leads() const { return communicator_.rank() == 0; }
   std::filesystem::path folder() const { return config_.run.folder; }
   std::vector<NamedTensor> checkpoint_tensors() const;
+  void open_checkpoints();
   /// Runs `body` on rank 0; when it throws there, every rank throws.
   template <class Body>
   void on_first_rank(const Body& body);
@@ -76,6 +78,7 @@ class Trainer {
   std::unique_ptr<ChunkingStrategy> chunking_;
   std::unique_ptr<ModelPrograms> programs_;
   std::unique_ptr<Loader> loader_;
+  std::unique_ptr<CheckpointWriter> checkpoints_;
   TrainingState state_;
   double peak_flops_ = 0;
   std::unique_ptr<MetricsLog> metrics_;
@@ -85,7 +88,7 @@ class Trainer {
   std::int64_t skipped_in_a_row_ = 0;
   double step_began_ = 0, window_seconds_ = 0;  ///< seconds of steps since the last logged one
   std::int64_t window_steps_ = 0;
-  std::int64_t evaluated_step_ = -1, saved_step_ = -1;
+  std::int64_t evaluated_step_ = -1;
 };
 
 }  // namespace attamba

@@ -63,6 +63,8 @@ struct TrainConfig {
   std::string transport = "auto";
   bool recompute = false;
   bool deterministic = false;
+  std::int64_t zero = 0;
+  std::string zero_group = "all";
   std::int64_t threads = 0;
   std::int64_t log_every = 10;
   bool debug = false;
@@ -91,6 +93,14 @@ struct TrainConfig {
               {"auto", "nccl", "staged"}});
     visit.field("recompute", self.recompute, Field{"recompute each block in the backward pass: less memory, more time"});
     visit.field("deterministic", self.deterministic, Field{"the same bits for any number of ranks"});
+    visit.field("zero", self.zero,
+                Field{"what ranks divide among them instead of each keeping it: 0 = nothing; 1 = optimizer state and master "
+                      "weights; 2 = gradients too; 3 = weights too"});
+    visit.field(
+        "zero_group", self.zero_group,
+        Field{"who divides: all ranks, or those of each node among them, so that nodes exchange parts of gradients alone",
+              "",
+              {"all", "node"}});
     visit.field("threads", self.threads, Field{"threads per rank; 0 = all that this process may use", "threads"});
     visit.field("log_every", self.log_every, Field{"metrics are logged this often", "steps"});
     visit.field("debug", self.debug, Field{"run op by op: check each result for NaN and infinity, and time it"});

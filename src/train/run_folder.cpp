@@ -30,6 +30,8 @@ constexpr std::array kMayChange{"/run",
                                 "/train/log_every",
                                 "/train/debug",
                                 "/train/recompute",
+                                "/train/zero",
+                                "/train/zero_group",
                                 "/train/watch",
                                 "/train/compare_cpu",
                                 "/model/chunking/ends_file"};

@@ -1,6 +1,7 @@
 #include "src/train/trainer.h"
 
 #include <algorithm>
+#include <array>
 #include <csignal>
 #include <cstdio>
 #include <fstream>
@@ -138,21 +139,6 @@ void Trainer::open_run_folder() {
   on_first_rank([&] { claim_run_folder(config_, samples_->config().sources, evaluator_ ? &evaluator_->dataset() : nullptr); });
 }
 
-std::vector<NamedTensor> Trainer::checkpoint_tensors() const {
-  std::vector<NamedTensor> tensors;
-  for (const ParameterInfo& parameter : programs_->parameters()) {
-    tensors.push_back({"parameters/" + parameter.name, programs_->master(parameter.name)});
-  }
-  for (const std::string& leaf : programs_->state_leaves()) {
-    tensors.push_back({leaf, programs_->storage().find(leaf)});
-  }
-  return tensors;
-}
-
-std::vector<StateSlice> Trainer::checkpoint_slices() const {
-  return even_share(checkpoint_tensors(), communicator_.rank(), communicator_.size());
-}
-
 void Trainer::open_checkpoints() {
   const CheckpointConfig& c = config_.checkpoint;
   checkpoints_ = std::make_unique<CheckpointWriter>(
@@ -175,7 +161,7 @@ void Trainer::resume() {
         state_.data_fingerprint == samples_->fingerprint(), found->folder.string(),
         ": was trained on other data (or another seed, sequence length or weights of sources); resuming would skip and repeat "
         "samples. Put the data back, or start another run.folder");
-    load_slices(*found, whole_slices(checkpoint_tensors()));
+    load_slices(*found, programs_->kept_state());
     programs_->refresh_compute_weights();
     checkpoints_->loaded(state_.step);
   }
@@ -226,6 +212,14 @@ void Trainer::report_setup() {
       << format_quantity(
              programs_->model_flops() / static_cast<double>(config_.train.micro_batch * config_.data.sequence_length), "FLOP")
       << " per token; matrix products reach " << format_quantity(peak_flops_, "FLOP/s") << " here\n";
+  if (programs_->zero() > 0) {
+    const bool on_node = config_.train.zero_group == "node";
+    constexpr std::array<std::string_view, 3> kDivided{"optimizer state", "optimizer state and gradients",
+                                                       "optimizer state, gradients and weights"};
+    out << "  ZeRO stage " << programs_->zero() << ": " << kDivided[static_cast<std::size_t>(programs_->zero() - 1)]
+        << " divided among " << (on_node ? communicator_.local_size() : communicator_.size())
+        << (on_node ? " ranks of each node\n" : " ranks\n");
+  }
   print_memory_table(out, programs_->memory(), programs_->largest_plan());
   if (state_.step > 0) {
     out << "  resuming after step " << format_integer(state_.step) << '\n';
@@ -246,7 +240,7 @@ Trainer::Outcome Trainer::run() {
     const StepResult result = step();
     after_step(result);
     if (result.stop_votes > 0 && state_.step < config_.train.steps) {
-      checkpoints_->save_now(state_, checkpoint_slices());
+      checkpoints_->save_now(state_, programs_->saved_state());
       if (leads()) {
         progress_->message(concat("stopped after step ", format_integer(state_.step),
                                   ", as asked; everything is saved, run the same command to go on"));
@@ -258,7 +252,7 @@ Trainer::Outcome Trainer::run() {
   if (evaluator_ && evaluated_step_ != state_.step) {
     evaluate();
   }
-  checkpoints_->save_now(state_, checkpoint_slices());
+  checkpoints_->save_now(state_, programs_->saved_state());
   if (leads()) {
     progress_->finish();
     if (config_.train.debug) {
@@ -282,7 +276,7 @@ StepResult Trainer::step() {
     if (compare_cpu_) {
       compare_with_cpu(batch, samples);
     }
-    if (j + 1 < share_.count()) {
+    if (j + 1 < share_.rounds()) {
       naming_samples(samples, [&] { programs_->accumulate(); });
     }
   }
@@ -294,7 +288,7 @@ StepResult Trainer::step() {
                                   .min_ratio = o.lr_min_ratio,
                                   .decay = o.decay};
   return naming_samples(samples, [&] {
-    return programs_->finish_step(learning_rate(schedule, state_.step), state_.updates, share_.count() == 0,
+    return programs_->finish_step(learning_rate(schedule, state_.step), state_.updates, share_.count() < share_.rounds(),
                                   stop_requested != 0);
   });
 }
@@ -323,7 +317,7 @@ void Trainer::after_step(const StepResult& result) {
   }
   checkpoints_->poll();
   if (due(config_.checkpoint.every) && state_.step < config_.train.steps) {  // `run` saves the last step
-    checkpoints_->save(state_, checkpoint_slices());
+    checkpoints_->save(state_, programs_->saved_state());
   }
 }
 

@@ -250,8 +250,27 @@ void check_train(const TrainConfig& t) {
         "must be a multiple of train.micro_batch = ", t.micro_batch, "; try ",
         (t.global_batch / t.micro_batch + 1) * t.micro_batch, ", or a micro_batch that divides it");
   check_at_least("train.seed", t.seed, 0);
+  check(t.zero >= 0 && t.zero <= 3, "train.zero", t.zero,
+        "must be 0 (every rank keeps everything), 1 (ranks divide optimizer state), 2 (gradients too) or 3 (weights too)");
+  check(t.zero == 0 || !t.compare_cpu, "train.zero", t.zero,
+        "goes without train.compare_cpu, which compares whole weights; use train.zero = 0 for that run");
   check_at_least("train.threads", t.threads, 0, "; use 0 for all threads that this process may use");
   check_at_least("train.log_every", t.log_every, 1);
+}
+
+void check_checkpoint(const Config& config) {
+  const CheckpointConfig& c = config.checkpoint;
+  check_at_least("checkpoint.every", c.every, 0, "; use 0 to save only at the end");
+  check_at_least("checkpoint.keep", c.keep, 0, "; use 0 to keep all");
+  check_at_least("checkpoint.keep_every", c.keep_every, 0, "; use 0 to keep only the newest ones");
+  check(c.every == 0 || c.keep_every % c.every == 0, "checkpoint.keep_every", c.keep_every,
+        "must be a multiple of checkpoint.every = ", c.every);
+  if (c.keep_best) {
+    check(!config.data.valid.empty(), "checkpoint.keep_best", "true", "needs data.valid to know which one is best");
+    check(config.eval.every > 0 && c.every % config.eval.every == 0, "checkpoint.keep_best", "true",
+          "needs an evaluation of each checkpoint; make checkpoint.every = ", c.every,
+          " a multiple of eval.every = ", config.eval.every);
+  }
 }
 
 }  // namespace
@@ -324,8 +343,7 @@ void validate(const Config& config) {
   check_optim(config.optim, config.train.steps);
   check_at_least("eval.every", config.eval.every, 0, "; use 0 to evaluate only after the last step");
   check_at_least("eval.windows", config.eval.windows, 0, "; use 0 for all of data.valid");
-  check_at_least("checkpoint.every", config.checkpoint.every, 0, "; use 0 to save only at the end");
-  check_at_least("checkpoint.keep", config.checkpoint.keep, 0, "; use 0 to keep all");
+  check_checkpoint(config);
 }
 
 }  // namespace attamba

@@ -63,6 +63,8 @@ struct TrainConfig {
   std::string transport = "auto";
   bool recompute = false;
   bool deterministic = false;
+  std::int64_t zero = 0;
+  std::string zero_group = "all";
   std::int64_t threads = 0;
   std::int64_t log_every = 10;
   bool debug = false;
@@ -91,6 +93,14 @@ struct TrainConfig {
               {"auto", "nccl", "staged"}});
     visit.field("recompute", self.recompute, Field{"recompute each block in the backward pass: less memory, more time"});
     visit.field("deterministic", self.deterministic, Field{"the same bits for any number of ranks"});
+    visit.field("zero", self.zero,
+                Field{"what ranks divide among them instead of each keeping it: 0 = nothing; 1 = optimizer state and master "
+                      "weights; 2 = gradients too; 3 = weights too"});
+    visit.field(
+        "zero_group", self.zero_group,
+        Field{"who divides: all ranks, or those of each node among them, so that nodes exchange parts of gradients alone",
+              "",
+              {"all", "node"}});
     visit.field("threads", self.threads, Field{"threads per rank; 0 = all that this process may use", "threads"});
     visit.field("log_every", self.log_every, Field{"metrics are logged this often", "steps"});
     visit.field("debug", self.debug, Field{"run op by op: check each result for NaN and infinity, and time it"});
@@ -117,14 +127,23 @@ struct EvalConfig {
 
 struct CheckpointConfig {
   std::int64_t every = 5000;
+  bool background = true;
   std::int64_t keep = 2;
+  std::int64_t keep_every = 0;
+  bool keep_best = false;
 
   friend bool operator==(const CheckpointConfig&, const CheckpointConfig&) = default;
 
   template <class Self, class Visitor>
   static void describe(Self& self, Visitor&& visit) {
     visit.field("every", self.every, Field{"save this often; 0 = only after the last step or when told to stop", "steps"});
+    visit.field("background", self.background,
+                Field{"write while training goes on, from a copy in host memory of what each rank saves"});
     visit.field("keep", self.keep, Field{"checkpoints to keep, the newest; 0 = all", "checkpoints"});
+    visit.field("keep_every", self.keep_every,
+                Field{"keep for ever those of every so many steps, a multiple of every; 0 = none", "steps"});
+    visit.field("keep_best", self.keep_best,
+                Field{"keep the one with the lowest validation loss; every must be a multiple of eval.every"});
   }
 };
 

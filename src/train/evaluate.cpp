@@ -33,8 +33,16 @@ EvaluationResult Evaluator::run(ModelPrograms& programs) const {
   std::vector<std::int64_t> samples(rows);
   std::int64_t totals[2] = {0, 0};  // fixed-point loss and sums that are not finite: integers add up alike in any order
   const std::int64_t stride = micro_batch_.sequences;
-  for (std::int64_t first = communicator_.rank() * stride; first < windows_; first += communicator_.size() * stride) {
-    const auto used = static_cast<std::size_t>(std::min(stride, windows_ - first));
+  const std::int64_t per_round = communicator_.size() * stride;
+  const bool together = programs.runs_together(ProgramKind::evaluate);
+  for (std::int64_t round = 0; round * per_round < windows_; ++round) {
+    // A rank that has no window left takes part with the first one, all of it masked, where ranks need each other.
+    const std::int64_t own = round * per_round + communicator_.rank() * stride;
+    if (own >= windows_ && !together) {
+      break;
+    }
+    const std::int64_t first = own < windows_ ? own : 0;
+    const auto used = static_cast<std::size_t>(std::clamp<std::int64_t>(windows_ - own, 0, stride));
     for (std::size_t i = 0; i < rows; ++i) {
       // A last, partial batch repeats its first window; the copies are masked below.
       samples[i] = first + static_cast<std::int64_t>(i < used ? i : 0);

@@ -1,6 +1,7 @@
 #include "src/train/trainer.h"
 
 #include <algorithm>
+#include <array>
 #include <csignal>
 #include <cstdio>
 #include <fstream>
@@ -121,13 +122,7 @@ void Trainer::compare_with_cpu(const Batch& batch, const std::vector<std::int64_
 }
 
 void Trainer::open_data() {
-  LoaderConfig data{.sources = {}, .n = config_.data.sequence_length, .seed = static_cast<std::uint64_t>(config_.train.seed)};
-  for (const WeightedFolder& source : weighted_folders(config_.data.train)) {
-    data.sources.push_back({Dataset::open(source.folder), source.weight});
-    data.sources.back().dataset.require_vocabulary(config_.model.vocab_size);
-  }
-  require<UsageError>(!data.sources.empty(), "data.train is empty; name a folder made by `attamba data prepare`");
-  samples_.emplace(std::move(data));
+  samples_.emplace(open_training_data(config_));
   if (!config_.data.valid.empty()) {
     Dataset valid = Dataset::open(config_.data.valid);
     valid.require_vocabulary(config_.model.vocab_size);
@@ -144,41 +139,31 @@ void Trainer::open_run_folder() {
   on_first_rank([&] { claim_run_folder(config_, samples_->config().sources, evaluator_ ? &evaluator_->dataset() : nullptr); });
 }
 
-std::vector<NamedTensor> Trainer::checkpoint_tensors() const {
-  std::vector<NamedTensor> tensors;
-  for (const ParameterInfo& parameter : programs_->parameters()) {
-    tensors.push_back({"parameters/" + parameter.name, programs_->master(parameter.name)});
-  }
-  for (const std::string& leaf : programs_->state_leaves()) {
-    tensors.push_back({leaf, programs_->storage().find(leaf)});
-  }
-  return tensors;
+void Trainer::open_checkpoints() {
+  const CheckpointConfig& c = config_.checkpoint;
+  checkpoints_ = std::make_unique<CheckpointWriter>(
+      folder() / kCheckpointFolder,
+      CheckpointWriter::Settings{.background = c.background,
+                                 .retention = {.keep = c.keep, .keep_every = c.keep_every, .keep_best = c.keep_best},
+                                 .say = [this](std::string_view text) { progress_->message(text); }},
+      communicator_);
 }
 
-/// One rank chooses the checkpoint and tells the others, so that all go on from the same step.
 void Trainer::resume() {
-  std::int64_t chosen = -1;
-  std::filesystem::path path;
-  on_first_rank([&] {
-    if (const auto newest = newest_checkpoint(folder() / kCheckpointFolder)) {
-      path = *newest;
-      chosen = read_training_state(path).step;
-    }
-  });
-  communicator_.broadcast({&chosen, {DType::int64, {1}}}, 0);
-  if (chosen < 0) {
+  open_checkpoints();
+  const auto found = newest_checkpoint(folder() / kCheckpointFolder, communicator_);
+  if (!found) {
     programs_->initialize(static_cast<std::uint64_t>(config_.train.seed));
     state_.data_fingerprint = samples_->fingerprint();
   } else {
-    path = checkpoint_path(folder() / kCheckpointFolder, chosen);
-    state_ = read_training_state(path);
+    state_ = found->manifest.state;
     require(
-        state_.data_fingerprint == samples_->fingerprint(), path.string(),
+        state_.data_fingerprint == samples_->fingerprint(), found->folder.string(),
         ": was trained on other data (or another seed, sequence length or weights of sources); resuming would skip and repeat "
         "samples. Put the data back, or start another run.folder");
-    load_tensors(path, checkpoint_tensors());
+    load_slices(*found, programs_->kept_state());
     programs_->refresh_compute_weights();
-    saved_step_ = state_.step;
+    checkpoints_->loaded(state_.step);
   }
   state_.configuration = to_toml(config_);
 }
@@ -227,6 +212,14 @@ void Trainer::report_setup() {
       << format_quantity(
              programs_->model_flops() / static_cast<double>(config_.train.micro_batch * config_.data.sequence_length), "FLOP")
       << " per token; matrix products reach " << format_quantity(peak_flops_, "FLOP/s") << " here\n";
+  if (programs_->zero() > 0) {
+    const bool on_node = config_.train.zero_group == "node";
+    constexpr std::array<std::string_view, 3> kDivided{"optimizer state", "optimizer state and gradients",
+                                                       "optimizer state, gradients and weights"};
+    out << "  ZeRO stage " << programs_->zero() << ": " << kDivided[static_cast<std::size_t>(programs_->zero() - 1)]
+        << " divided among " << (on_node ? communicator_.local_size() : communicator_.size())
+        << (on_node ? " ranks of each node\n" : " ranks\n");
+  }
   print_memory_table(out, programs_->memory(), programs_->largest_plan());
   if (state_.step > 0) {
     out << "  resuming after step " << format_integer(state_.step) << '\n';
@@ -247,7 +240,7 @@ Trainer::Outcome Trainer::run() {
     const StepResult result = step();
     after_step(result);
     if (result.stop_votes > 0 && state_.step < config_.train.steps) {
-      save();
+      checkpoints_->save_now(state_, programs_->saved_state());
       if (leads()) {
         progress_->message(concat("stopped after step ", format_integer(state_.step),
                                   ", as asked; everything is saved, run the same command to go on"));
@@ -259,9 +252,7 @@ Trainer::Outcome Trainer::run() {
   if (evaluator_ && evaluated_step_ != state_.step) {
     evaluate();
   }
-  if (saved_step_ != state_.step) {
-    save();
-  }
+  checkpoints_->save_now(state_, programs_->saved_state());
   if (leads()) {
     progress_->finish();
     if (config_.train.debug) {
@@ -285,7 +276,7 @@ StepResult Trainer::step() {
     if (compare_cpu_) {
       compare_with_cpu(batch, samples);
     }
-    if (j + 1 < share_.count()) {
+    if (j + 1 < share_.rounds()) {
       naming_samples(samples, [&] { programs_->accumulate(); });
     }
   }
@@ -297,7 +288,7 @@ StepResult Trainer::step() {
                                   .min_ratio = o.lr_min_ratio,
                                   .decay = o.decay};
   return naming_samples(samples, [&] {
-    return programs_->finish_step(learning_rate(schedule, state_.step), state_.updates, share_.count() == 0,
+    return programs_->finish_step(learning_rate(schedule, state_.step), state_.updates, share_.count() < share_.rounds(),
                                   stop_requested != 0);
   });
 }
@@ -305,6 +296,7 @@ StepResult Trainer::step() {
 void Trainer::after_step(const StepResult& result) {
   const double seconds = monotonic_seconds() - step_began_;
   ++state_.step;
+  state_.validation_loss.reset();
   state_.updates += result.skipped ? 0 : 1;
   state_.seconds += seconds;
   window_seconds_ += seconds;
@@ -323,8 +315,9 @@ void Trainer::after_step(const StepResult& result) {
   if (evaluator_ && due(config_.eval.every)) {
     evaluate();
   }
-  if (due(config_.checkpoint.every)) {
-    save();
+  checkpoints_->poll();
+  if (due(config_.checkpoint.every) && state_.step < config_.train.steps) {  // `run` saves the last step
+    checkpoints_->save(state_, programs_->saved_state());
   }
 }
 
@@ -343,6 +336,7 @@ void Trainer::log(const StepResult& result) {
                          .share_of_peak = flops / peak_flops_,
                          .seconds = state_.seconds};
     record.lr = result.learning_rate;
+    record.more.emplace_back("checkpoint_stall_seconds", checkpoints_->stall_seconds());
     record.more.emplace_back("loader_wait_seconds", loader_ ? loader_->wait_seconds() : 0.0);
     metrics_->append(record);
     progress_->update(record);
@@ -354,6 +348,7 @@ void Trainer::log(const StepResult& result) {
 void Trainer::evaluate() {
   const EvaluationResult result = evaluator_->run(*programs_);
   evaluated_step_ = state_.step;
+  state_.validation_loss = result.loss;
   if (!leads()) {
     return;
   }
@@ -370,14 +365,6 @@ void Trainer::evaluate() {
       text, sizeof text, "validation after step %s: loss %.4f, perplexity %.2f per token, %.1f per word, %.4f bits per byte",
       format_integer(state_.step).c_str(), result.loss, result.perplexity(), result.word_perplexity(), result.bits_per_byte());
   progress_->message(text);
-}
-
-void Trainer::save() {
-  on_first_rank([&] {
-    save_checkpoint(folder() / kCheckpointFolder, state_, checkpoint_tensors());
-    remove_old_checkpoints(folder() / kCheckpointFolder, config_.checkpoint.keep);
-  });
-  saved_step_ = state_.step;
 }
 
 }  // namespace attamba

@@ -9,7 +9,7 @@
 
 #include "comm/communicator.h"
 #include "data/loader.h"
-#include "src/train/checkpoint.h"
+#include "src/train/checkpoint_writer.h"
 #include "src/train/config.h"
 #include "src/train/evaluate.h"
 #include "src/train/metrics.h"
@@ -23,6 +23,8 @@ struct MicroBatchShare {
   std::int64_t per_step = 1;  ///< micro-batches of a step over all ranks
   std::int64_t rank = 0, ranks = 1;
 
+  /// Replays of a step, the last one of which closes it, with a micro-batch or without. All ranks make as many.
+  std::int64_t rounds() const { return (per_step + ranks - 1) / ranks; }
   std::int64_t count() const { return rank < per_step ? (per_step - rank + ranks - 1) / ranks : 0; }
   /// Number within the step of this rank's j-th one.
   std::int64_t micro_batch(std::int64_t j) const { return rank + j * ranks; }
@@ -58,11 +60,10 @@ class Trainer {
   void after_step(const StepResult& result);
   void log(const StepResult& result);
   void evaluate();
-  void save();
   bool due(std::int64_t every) const { return every > 0 && state_.step % every == 0; }
   bool leads() const { return communicator_.rank() == 0; }
   std::filesystem::path folder() const { return config_.run.folder; }
-  std::vector<NamedTensor> checkpoint_tensors() const;
+  void open_checkpoints();
   /// Runs `body` on rank 0; when it throws there, every rank throws.
   template <class Body>
   void on_first_rank(const Body& body);
@@ -76,6 +77,7 @@ class Trainer {
   std::unique_ptr<ChunkingStrategy> chunking_;
   std::unique_ptr<ModelPrograms> programs_;
   std::unique_ptr<Loader> loader_;
+  std::unique_ptr<CheckpointWriter> checkpoints_;
   TrainingState state_;
   double peak_flops_ = 0;
   std::unique_ptr<MetricsLog> metrics_;
@@ -85,7 +87,7 @@ class Trainer {
   std::int64_t skipped_in_a_row_ = 0;
   double step_began_ = 0, window_seconds_ = 0;  ///< seconds of steps since the last logged one
   std::int64_t window_steps_ = 0;
-  std::int64_t evaluated_step_ = -1, saved_step_ = -1;
+  std::int64_t evaluated_step_ = -1;
 };
 
 }  // namespace attamba

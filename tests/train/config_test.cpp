@@ -82,13 +82,15 @@ Config everything_changed() {
              .transport = "staged",
              .recompute = true,
              .deterministic = true,
+             .zero = 2,
+             .zero_group = "node",
              .threads = 3,
              .log_every = 7,
              .debug = true,
              .watch = "layers.0.*",
              .compare_cpu = true};
   c.eval = {.every = 11, .windows = 12};
-  c.checkpoint = {.every = 13, .keep = 14};
+  c.checkpoint = {.every = 13, .background = false, .keep = 14, .keep_every = 26, .keep_best = true};
   c.run = {.folder = "runs/x", .resume = "never"};
   return c;
 }
@@ -309,12 +311,18 @@ TEST(ValidateConfig, NamesKeyValueAndAdvice) {
       {"train.seed", "-1", "train.seed = -1", "at least 0"},
       {"train.dtype", "bf16", "train.dtype = \"bf16\"", "Known: float32, bfloat16, float64"},
       {"train.device", "gpu", "train.device = \"gpu\"", "Known: auto, cpu, cuda"},
+      {"train.zero", "4", "train.zero = 4", "must be 0 (every rank keeps everything), 1"},
+      {"train.zero", "-1", "train.zero = -1", "must be 0"},
+      {"train.zero_group", "host", "train.zero_group = \"host\"", "Known: all, node"},
       {"train.threads", "-2", "train.threads = -2", "use 0"},
       {"train.log_every", "0", "train.log_every = 0", "at least 1"},
       {"eval.every", "-1", "eval.every = -1", "use 0"},
       {"eval.windows", "-1", "eval.windows = -1", "use 0"},
       {"checkpoint.every", "-1", "checkpoint.every = -1", "use 0"},
       {"checkpoint.keep", "-1", "checkpoint.keep = -1", "use 0"},
+      {"checkpoint.keep_every", "-1", "checkpoint.keep_every = -1", "use 0"},
+      {"checkpoint.keep_every", "7500", "checkpoint.keep_every = 7500", "multiple of checkpoint.every = 5000"},
+      {"checkpoint.keep_best", "true", "checkpoint.keep_best = true", "data.valid"},
       {"run.resume", "always", "run.resume = \"always\"", "Known: auto, never"},
   };
   for (const BadRun& bad : cases) {

@@ -1,6 +1,7 @@
 // Ranks that do not exist: who would take part, for programs that are planned and never run.
 #pragma once
 
+#include <algorithm>
 #include <memory>
 #include <string>
 
@@ -10,11 +11,11 @@ namespace attamba {
 
 class PlannedRanks final : public Communicator {
  public:
-  PlannedRanks(int rank, int size) : rank_(rank), size_(size) {}
+  PlannedRanks(int rank, int size, int per_node = 1) : rank_(rank), size_(size), per_node_(per_node) {}
   int rank() const override { return rank_; }
   int size() const override { return size_; }
-  int local_rank() const override { return 0; }
-  int local_size() const override { return 1; }
+  int local_rank() const override { return rank_ % per_node_; }
+  int local_size() const override { return std::min(size_, per_node_); }
   std::string description() const override { return "ranks of a plan"; }
 
   /// None of these has anybody to talk to: each throws Error.
@@ -29,7 +30,7 @@ class PlannedRanks final : public Communicator {
   [[noreturn]] void abort(int exit_code) override;
 
  private:
-  int rank_, size_;
+  int rank_, size_, per_node_;
 };
 
 }  // namespace attamba

@@ -19,6 +19,8 @@ struct Collective {
   Kind kind = Kind::none;
   std::size_t bytes = 0;  ///< of the whole: what all-reduce sums, reduce-scatter divides, all-gather comes to
   bool waits = false;     ///< also for its own end
+  int ranks = 1;          ///< that take part
+  int ranks_per_node = 1;
 };
 
 class Op {

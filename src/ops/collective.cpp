@@ -3,6 +3,15 @@
 
 namespace attamba::ops {
 
+namespace {
+
+Collective collective_of(const Communicator& communicator, Collective::Kind kind, std::size_t bytes, bool waits = false) {
+  return {
+      .kind = kind, .bytes = bytes, .waits = waits, .ranks = communicator.size(), .ranks_per_node = communicator.local_size()};
+}
+
+}  // namespace
+
 /// Between start and wait; programs run one at a time, so what a pair of ops has in flight is one collective at most.
 class PendingCollective {
  public:
@@ -30,6 +39,8 @@ class PendingCollective {
     requests_.push_back(communicator_.start_reduce_scatter_sum(whole, part));
   }
   void all_gather(const Tensor& whole, const Tensor& part) { requests_.push_back(communicator_.start_all_gather(whole, part)); }
+
+  Collective describe(Collective::Kind kind, std::size_t bytes) const { return collective_of(communicator_, kind, bytes); }
 
   void wait() {
     for (const auto& request : requests_) {
@@ -80,7 +91,7 @@ class StartAllReduce final : public CollectiveOp {
     for (const TensorType& leaf : in) {
       bytes += leaf.bytes();
     }
-    return {.kind = Collective::Kind::all_reduce, .bytes = bytes};
+    return pending().describe(Collective::Kind::all_reduce, bytes);
   }
 };
 
@@ -93,7 +104,7 @@ class StartReduceScatter final : public CollectiveOp {
     pending().reduce_scatter(in[0], in[1]);
   }
   Collective collective(std::span<const TensorType> in) const override {
-    return {.kind = Collective::Kind::reduce_scatter, .bytes = in[0].bytes()};
+    return pending().describe(Collective::Kind::reduce_scatter, in[0].bytes());
   }
 };
 
@@ -106,7 +117,7 @@ class StartAllGather final : public CollectiveOp {
     pending().all_gather(in[0], in[1]);
   }
   Collective collective(std::span<const TensorType> in) const override {
-    return {.kind = Collective::Kind::all_gather, .bytes = in[0].bytes()};
+    return pending().describe(Collective::Kind::all_gather, in[0].bytes());
   }
 };
 
@@ -137,7 +148,7 @@ class SumOverRanks final : public Op {
     communicator_.start_all_reduce_sum(out[0])->wait();
   }
   Collective collective(std::span<const TensorType> in) const override {
-    return {.kind = Collective::Kind::all_reduce, .bytes = in[0].bytes(), .waits = true};
+    return collective_of(communicator_, Collective::Kind::all_reduce, in[0].bytes(), true);
   }
 
  private:

@@ -12,6 +12,10 @@ namespace attamba {
 
 namespace {
 
+DeviceRuntime& device_of(const std::vector<StateSlice>& slices) {
+  return runtime(slices.empty() ? Device::cpu : slices.front().values.device);
+}
+
 /// Adds the seconds of its life.
 class Stopwatch {
  public:
@@ -119,6 +123,7 @@ void CheckpointWriter::commit() {
 }
 
 void CheckpointWriter::save(const TrainingState& state, const std::vector<StateSlice>& slices) {
+  const NamedRange range(device_of(slices), "save");
   const Stopwatch stall(stall_seconds_);
   if (in_flight_) {
     const double began = monotonic_seconds();
@@ -156,6 +161,7 @@ void CheckpointWriter::finish() {
 }
 
 void CheckpointWriter::save_now(const TrainingState& state, const std::vector<StateSlice>& slices) {
+  const NamedRange range(device_of(slices), "save");
   finish();
   if (saved_step_ != state.step) {
     // On a device the file is written from a copy all the same; on the CPU nothing changes the values meanwhile.

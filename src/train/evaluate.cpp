@@ -28,6 +28,7 @@ Evaluator::Evaluator(Dataset dataset, BatchShape micro_batch, std::int64_t windo
 }
 
 EvaluationResult Evaluator::run(ModelPrograms& programs) const {
+  const NamedRange range(runtime(programs.device()), "evaluation");
   const auto n = static_cast<std::size_t>(micro_batch_.length), rows = static_cast<std::size_t>(micro_batch_.sequences);
   std::vector<std::int32_t> tokens(rows * (n + 1)), starts(rows * n);
   std::vector<std::int64_t> samples(rows);

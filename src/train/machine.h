@@ -58,12 +58,11 @@ struct Machine {
   /// The least that an operation can take (0 for one that does neither), and what it is expected to.
   double floor_seconds(double flops, double bytes, DType dtype) const;
   double op_time(double flops, double bytes, DType dtype) const;
-  /// A collective over all `ranks`.
-  double collective_seconds(const Collective& collective, int ranks) const;
+  double collective_seconds(const Collective& collective) const;
 };
 
 /// Bytes that each rank sends in a ring.
-double ring_bytes(const Collective& collective, int ranks);
+double ring_bytes(const Collective& collective);
 
 /// "H100", "H200", "A100", "A6000".
 std::vector<std::string_view> machine_names();

@@ -39,7 +39,9 @@ std::string purpose_of(const Tape::ValueInfo& leaf) {
     case Role::input:
       return "inputs";
     default:
-      return leaf.name.starts_with("master/") ? "master weights" : leaf.name.substr(0, leaf.name.find_first_of("/."));
+      return leaf.name.starts_with("master/")           ? "master weights"
+             : leaf.name.find('/') == std::string::npos ? "step totals"
+                                                        : leaf.name.substr(0, leaf.name.find('/'));
   }
 }
 

@@ -2,94 +2,138 @@
 
 #include <algorithm>
 #include <cmath>
+#include <optional>
 
 #include "comm/planned_ranks.h"
 #include "src/core/error.h"
+#include "src/train/checkpoint.h"
+#include "src/train/checkpoint_file.h"
 #include "src/train/metrics.h"
+#include "src/train/sharding.h"
 
 namespace attamba {
 
 namespace {
 
 constexpr std::size_t kLargestShown = 6;
-constexpr double kBytesPerSavedTensor = 400;  ///< what describes a tensor in a checkpoint's file
+constexpr std::size_t kProposalsShown = 5;
+constexpr std::size_t kManifestTensor = 80;  ///< bytes of a tensor's entry in a manifest, but for its name
 
-/// Of the tensors that one checkpoint holds: master weights and the optimizer's state, in the accumulator type.
-double checkpoint_bytes(const ProgramPlans& plans, const ProgramOptions& options) {
-  double bytes = 0;
-  const double copies = 1 + static_cast<double>(make_optimizer(options.optimizer, {})->state_names().size());
-  for (const ParameterInfo& parameter : plans.parameters) {
-    bytes += copies *
-             (kBytesPerSavedTensor + static_cast<double>(TensorType{accumulator_of(options.dtype), parameter.shape}.bytes()));
+/// A rank's plans, and who takes part.
+class PlannedRun {
+ public:
+  explicit PlannedRun(const RunPlanRequest& request)
+      : chunking_(make_model_chunking(request.config.model, request.config.data.sequence_length)),
+        options_(program_options(request.config, chunking_.get(), request.kernels)),
+        per_node_(static_cast<int>(std::min<std::int64_t>(request.ranks, request.machine.gpus_per_node))),
+        all_(0, request.ranks, per_node_),
+        sharers_(0, per_node_, per_node_),
+        copies_(0, request.ranks / per_node_),
+        plans_(plan_programs(options_, groups())) {}
+  PlannedRun(const PlannedRun&) = delete;
+  PlannedRun& operator=(const PlannedRun&) = delete;
+
+  const ProgramOptions& options() const { return options_; }
+  const ProgramPlans& plans() const { return plans_; }
+
+ private:
+  RankGroups groups() {
+    if (!options_.zero_on_node || options_.zero == 0 || all_.size() == per_node_) {
+      return {.all = &all_, .sharers = &all_};
+    }
+    require<UsageError>(all_.size() % per_node_ == 0, "train.zero_group = \"node\": ", all_.size(),
+                        " ranks do not fill nodes of ", per_node_, " GPUs; use whole nodes, or train.zero_group = \"all\"");
+    return {.all = &all_, .sharers = &sharers_, .copies = &copies_};
   }
-  return bytes;
+
+  std::unique_ptr<ChunkingStrategy> chunking_;
+  ProgramOptions options_;
+  int per_node_;
+  PlannedRanks all_, sharers_, copies_;
+  ProgramPlans plans_;
+};
+
+double used_bytes(const RunPlanRequest& request, const Demands& demands) {
+  return static_cast<double>(demands.allocated()) + request.machine.reserved;
 }
 
-std::size_t bytes_for(const Demands& demands, std::initializer_list<std::string_view> purposes) {
-  std::size_t sum = 0;
-  for (const MemoryRow& row : demands.lasting) {
-    sum += std::find(purposes.begin(), purposes.end(), row.purpose) != purposes.end() ? row.bytes : 0;
-  }
-  return sum;
+StageRow stage_row(const RunPlanRequest& request, int stage, const Demands& demands) {
+  return {.stage = stage,
+          .bytes = used_bytes(request, demands),
+          .sent_bytes = demands.time.sent_bytes,
+          .network_seconds = demands.time.communication,
+          .step_seconds = demands.time.total()};
 }
 
-/// ZeRO by its rule. 1: optimizer state and master weights are divided, gradients reduce-scattered, weights gathered after the
-/// update. 2: gradients are divided too, so each micro-batch's are reduce-scattered. 3: weights too, gathered for each forward
-/// and each backward pass.
-StageRow stage_by_rule(const RunPlanRequest& request, const Demands& demands, int stage, std::int64_t replays) {
-  const auto share = [&](int from, std::size_t bytes) {
-    return static_cast<double>(bytes) / (stage >= from ? request.ranks : 1);
+std::string describe_change(const TrainConfig& from, const TrainConfig& to) {
+  std::string change;
+  const auto add = [&](bool differs, const auto&... text) {
+    change += differs ? concat(change.empty() ? "" : " ", text...) : std::string();
   };
-  const std::size_t weights = bytes_for(demands, {"weights"});
-  const std::size_t gradients = bytes_for(demands, {"gradients", "fixed-point gradients"});
-  const std::size_t travelling =
-      bytes_for(demands, {request.config.train.deterministic ? "fixed-point gradients" : "gradients"});
-  StageRow row{.stage = stage,
-               .kept_bytes = share(3, weights) + share(2, gradients) +
-                             share(1, bytes_for(demands, {"master weights", "moment1", "moment2"}))};
-  const auto add = [&](Collective::Kind kind, std::size_t bytes, double times) {
-    const Collective collective{.kind = kind, .bytes = bytes};
-    row.sent_bytes += times * ring_bytes(collective, request.ranks);
-    row.seconds += times * request.machine.collective_seconds(collective, request.ranks);
-  };
-  const auto passes = static_cast<double>(replays);
-  if (stage == 0) {
-    add(Collective::Kind::all_reduce, travelling, 1);
-  } else {
-    add(Collective::Kind::reduce_scatter, travelling, stage >= 2 ? passes : 1);
-    add(Collective::Kind::all_gather, weights, stage >= 3 ? 2 * passes : 1);
-  }
-  return row;
+  add(to.zero != from.zero, "--train.zero ", to.zero);
+  add(to.micro_batch != from.micro_batch, "--train.micro_batch ", to.micro_batch);
+  add(to.recompute != from.recompute, "--train.recompute true");
+  return change;
 }
 
-/// Configurations that need less memory than this one: smaller micro-batches, each with and without recomputation.
+/// The largest micro-batch of no more than this one with which the changed configuration fits.
+std::optional<Proposal> largest_that_fits(RunPlanRequest request, std::int64_t zero, bool recompute) {
+  const TrainConfig asked = request.config.train;
+  TrainConfig& train = request.config.train;
+  train.zero = zero;
+  train.recompute = recompute;
+  for (; train.micro_batch > 0; --train.micro_batch) {
+    if (train == asked || train.global_batch % train.micro_batch != 0) {
+      continue;
+    }
+    const Demands demands = demands_of(request);
+    if (const double bytes = used_bytes(request, demands); bytes <= request.machine.memory) {
+      return Proposal{describe_change(asked, train), bytes, demands.time.total(), request.config};
+    }
+  }
+  return std::nullopt;
+}
+
+/// Configurations that need less memory than this one: higher ZeRO stages, recomputation, smaller micro-batches.
 std::vector<Proposal> propose(const RunPlanRequest& request) {
   std::vector<Proposal> proposals;
   const TrainConfig& asked = request.config.train;
-  for (const bool recompute : asked.recompute ? std::vector{true} : std::vector{false, true}) {
-    for (std::int64_t micro_batch = asked.micro_batch; micro_batch > 0; --micro_batch) {
-      const bool same = micro_batch == asked.micro_batch && recompute == asked.recompute;
-      if (same || asked.global_batch % micro_batch != 0) {
-        continue;
-      }
-      RunPlanRequest changed = request;
-      changed.config.train.micro_batch = micro_batch;
-      changed.config.train.recompute = recompute;
-      const Demands demands = demands_of(changed);
-      const double bytes = static_cast<double>(demands.allocated()) + request.machine.reserved;
-      if (bytes <= request.machine.memory) {
-        std::string change;
-        change += micro_batch != asked.micro_batch ? concat("--train.micro_batch ", micro_batch, " ") : std::string();
-        change += recompute != asked.recompute ? "--train.recompute true " : "";
-        change.pop_back();
-        proposals.push_back({change, bytes, demands.time.total(), changed.config});
-        break;  // a smaller one fits too, and is no quicker
+  for (std::int64_t zero = asked.zero; zero <= (request.ranks > 1 ? 3 : asked.zero); ++zero) {
+    for (const bool recompute : asked.recompute ? std::vector{true} : std::vector{false, true}) {
+      if (const auto found = largest_that_fits(request, zero, recompute)) {
+        proposals.push_back(*found);
       }
     }
   }
   std::stable_sort(proposals.begin(), proposals.end(),
                    [](const Proposal& a, const Proposal& b) { return a.step_seconds < b.step_seconds; });
+  proposals.resize(std::min(proposals.size(), kProposalsShown));
   return proposals;
+}
+
+/// What a rank saves, without values.
+std::vector<StateSlice> slices_to_save(const PlannedRun& run, int rank, int ranks) {
+  std::vector<std::string> prefixes{"parameters/"};
+  for (const std::string_view state : make_optimizer(run.options().optimizer, {})->state_names()) {
+    prefixes.push_back(concat(state, "/"));
+  }
+  const ProgramPlans& plans = run.plans();
+  const auto type_of = [&](const ParameterInfo& p) { return TensorType{accumulator_of(run.options().dtype), p.shape}; };
+  std::vector<StateSlice> slices;
+  std::vector<NamedTensor> tensors;
+  for (const std::string& prefix : prefixes) {
+    if (plans.sharding) {
+      for (const ShardLayout::Slice& slice : plans.sharding->layout().slices(rank)) {
+        const ParameterInfo& parameter = plans.parameters[slice.parameter];
+        slices.push_back({prefix + parameter.name, type_of(parameter), slice.begin, slice.end, {}});
+      }
+    } else {
+      for (const ParameterInfo& parameter : plans.parameters) {
+        tensors.push_back({prefix + parameter.name, {nullptr, type_of(parameter)}});
+      }
+    }
+  }
+  return plans.sharding ? slices : even_share(tensors, rank, ranks);
 }
 
 void add_warnings(RunPlan& plan) {
@@ -113,7 +157,8 @@ void add_warnings(RunPlan& plan) {
 
 std::string list_proposals(const std::vector<Proposal>& proposals) {
   if (proposals.empty()) {
-    return "; no smaller train.micro_batch fits either, even with train.recompute: use a device with more memory";
+    return "; neither a smaller train.micro_batch nor train.recompute nor train.zero makes it fit: use devices with more "
+           "memory";
   }
   std::string text = "; this would fit, the quickest first: ";
   for (const Proposal& proposal : proposals) {
@@ -137,6 +182,7 @@ std::unique_ptr<ModelPrograms> make_run_programs(const Config& config, const Chu
     RunPlanRequest request{.config = config, .ranks = communicator.size(), .machine = known_machine("H100"), .kernels = device};
     request.machine.memory = static_cast<double>(error.available());
     request.machine.reserved = 0;
+    request.machine.gpus_per_node = communicator.local_size();
     throw OutOfMemory(error, list_proposals(propose(request)));
   }
 }
@@ -150,11 +196,8 @@ std::size_t Demands::allocated() const {
 }
 
 Demands demands_of(const RunPlanRequest& request) {
-  const Config& config = request.config;
-  const auto chunking = make_model_chunking(config.model, config.data.sequence_length);
-  const ProgramOptions options = program_options(config, chunking.get(), request.kernels);
-  PlannedRanks ranks(0, request.ranks);
-  const ProgramPlans plans = plan_programs(options, ranks);
+  const PlannedRun run(request);
+  const ProgramPlans& plans = run.plans();
   Demands demands;
   for (const ProgramPlans::Block& block : plans.storage) {
     demands.lasting.push_back({block.purpose, block.bytes()});
@@ -164,14 +207,38 @@ Demands demands_of(const RunPlanRequest& request) {
   for (const FoldedBuffer& buffer : fold_layers(largest.peak(), kLargestShown)) {
     demands.largest.push_back({buffer.label(), buffer.bytes});
   }
-  const std::int64_t batches = config.train.global_batch / config.train.micro_batch;
-  demands.time = predict_step(plans, request.machine, options.dtype, request.ranks, batches);
+  const std::int64_t batches = request.config.train.global_batch / request.config.train.micro_batch;
+  demands.time = predict_step(plans, request.machine, run.options().dtype, request.ranks, batches);
   for (const ParameterInfo& parameter : plans.parameters) {
     demands.parameters += parameter.shape.elements();
   }
   demands.model_flops = plans.model_flops() * static_cast<double>(batches);
-  demands.checkpoint_bytes = checkpoint_bytes(plans, options);
   return demands;
+}
+
+double checkpoint_bytes(const RunPlanRequest& request) {
+  const PlannedRun run(request);
+  const auto file_of = [&](int rank, int ranks) {
+    SavedFile file{.name = "rank-00000.h5"};
+    std::vector<StateSlice> slices = slices_to_save(run, rank, ranks);
+    file.bytes = checkpoint_file_bytes(slices);
+    std::size_t values = 0;
+    for (StateSlice& slice : slices) {
+      values += slice.bytes();
+      file.slices.push_back({.slice = std::move(slice), .offset = file.bytes});
+    }
+    return std::pair(file, static_cast<double>(file.bytes - values));
+  };
+  // All ranks' files have about as many slices, so they take about as much besides values.
+  const auto [file, besides] = file_of(0, request.ranks);
+  double values = 0, described = 0;
+  const double copies = 1 + static_cast<double>(make_optimizer(run.options().optimizer, {})->state_names().size());
+  for (const ParameterInfo& parameter : run.plans().parameters) {
+    values += copies * static_cast<double>(TensorType{accumulator_of(run.options().dtype), parameter.shape}.bytes());
+    described += copies * static_cast<double>(parameter.name.size() + kManifestTensor);
+  }
+  return values + request.ranks * (besides + static_cast<double>(to_text(file).size())) + described +
+         static_cast<double>(to_toml(request.config).size());
 }
 
 double RunPlan::tokens_per_step() const {
@@ -191,12 +258,11 @@ RunPlan plan_run(const RunPlanRequest& request) {
   const TrainConfig& t = request.config.train;
   plan.micro_batches = t.global_batch / t.micro_batch;
   plan.steps = request.tokens > 0 ? static_cast<std::int64_t>(std::ceil(request.tokens / plan.tokens_per_step())) : t.steps;
-  const std::int64_t replays = (plan.micro_batches + request.ranks - 1) / request.ranks;
-  RunPlanRequest undivided = request;
-  undivided.config.train.zero = 0;
-  const Demands whole = t.zero == 0 ? plan.demands : demands_of(undivided);
-  for (int stage = 0; stage <= 3; ++stage) {
-    plan.stages.push_back(stage_by_rule(request, whole, stage, replays));
+  plan.checkpoint_bytes = checkpoint_bytes(request);
+  for (int stage = 0; stage <= 3 && request.ranks > 1; ++stage) {
+    RunPlanRequest divided = request;
+    divided.config.train.zero = stage;
+    plan.stages.push_back(stage_row(request, stage, stage == t.zero ? plan.demands : demands_of(divided)));
   }
   add_warnings(plan);
   if (!plan.fits()) {

@@ -37,33 +37,37 @@ struct Demands {
   StepTime time;
   std::int64_t parameters = 0;
   double model_flops = 0;  ///< of a step over all ranks, recomputation not counted
-  double checkpoint_bytes = 0;
 
   /// What the program allocates.
   std::size_t allocated() const;
 };
 Demands demands_of(const RunPlanRequest& request);
 
+/// Size of a checkpoint's folder.
+double checkpoint_bytes(const RunPlanRequest& request);
+
 /// A change to a configuration, and what comes of it.
 struct Proposal {
-  std::string change;  ///< as on the command line: "--train.micro_batch 8 --train.recompute true"
+  std::string change;  ///< as on the command line: "--train.zero 1 --train.micro_batch 8 --train.recompute true"
   double bytes = 0;    ///< on each GPU, `reserved` included
   double step_seconds = 0;
   Config config;
 };
 
-/// What a ZeRO stage keeps and moves, by its rule.
+/// The same run with another ZeRO stage, from its own plans.
 struct StageRow {
   int stage = 0;
-  double kept_bytes = 0;  ///< weights, gradients and optimizer state of a rank
+  double bytes = 0;       ///< on each GPU, `reserved` included
   double sent_bytes = 0;  ///< by each rank in a step
-  double seconds = 0;     ///< that the network takes for it
+  double network_seconds = 0;
+  double step_seconds = 0;
 };
 
 struct RunPlan {
   RunPlanRequest request;
   Demands demands;
-  std::vector<StageRow> stages = {};
+  std::vector<StageRow> stages = {};  ///< of several ranks
+  double checkpoint_bytes = 0;        ///< on disk
   std::int64_t steps = 0;
   std::int64_t micro_batches = 0;  ///< of a step, over all ranks
   std::vector<std::string> warnings = {};

@@ -49,16 +49,16 @@ void print_communication(std::ostream& out, const RunPlan& plan) {
   if (plan.request.ranks == 1) {
     return;
   }
-  out << format("\n  %-46s %12s %12s %12s\n", "ZeRO stage, by its rule", "kept, MiB", "sent, MB", "network, ms");
+  constexpr const char* kDivided[] = {"0: nothing divided, ring all-reduce", "1: optimizer state divided", "2: and gradients",
+                                      "3: and weights"};
+  out << format("\n  %-46s %12s %12s %12s %12s\n", "train.zero", "memory, MiB", "sent, MB", "network, ms", "step, ms");
   for (const StageRow& row : plan.stages) {
-    out << format("  %-46s %12.1f %12.1f %12.2f\n",
-                  row.stage == 0 ? "0: nothing divided, ring all-reduce"
-                                 : format("%d: %s", row.stage,
-                                          row.stage == 1   ? "optimizer state divided"
-                                          : row.stage == 2 ? "and gradients"
-                                                           : "and weights")
-                                       .c_str(),
-                  row.kept_bytes / kMebi, row.sent_bytes / 1e6, row.seconds * 1e3);
+    const bool asked = row.stage == plan.request.config.train.zero;
+    out << format("  %-46s %12.1f %12.1f %12.2f %12.2f%s\n", kDivided[row.stage], row.bytes / kMebi, row.sent_bytes / 1e6,
+                  row.network_seconds * 1e3, row.step_seconds * 1e3,
+                  asked                                     ? "  this plan"
+                  : row.bytes > plan.request.machine.memory ? "  does not fit"
+                                                            : "");
   }
 }
 
@@ -79,7 +79,7 @@ void print_run(std::ostream& out, const RunPlan& plan) {
   const double tokens = plan.tokens_per_step(), seconds = plan.run_seconds();
   out << "\n  FLOP of the model: " << format_quantity(plan.demands.model_flops / tokens, "FLOP") << " per token, "
       << format_quantity(plan.demands.model_flops, "FLOP") << " per step\n"
-      << "  a checkpoint takes " << format_quantity(plan.demands.checkpoint_bytes, "B") << " on disk\n"
+      << "  a checkpoint takes " << format_quantity(plan.checkpoint_bytes, "B") << " on disk\n"
       << "  " << format_integer(plan.steps) << " steps, " << format_count(tokens * static_cast<double>(plan.steps))
       << " tokens: " << format_duration(seconds) << format(" (%.2f days), ", seconds / (24 * kHour))
       << format("%.1f GPU-hours", seconds / kHour * plan.request.ranks) << ", without evaluation and saving\n";
@@ -110,10 +110,11 @@ void print_run_plan(std::ostream& out, const RunPlan& plan) {
   }
   out << format("\n  warning: this does not fit: %.1f of %.1f GiB\n", plan.used_bytes() / kGibi,
                 plan.request.machine.memory / kGibi);
-  out << (plan.proposals.empty() ? "  no smaller micro-batch fits either, even with recomputation: use a GPU with more memory\n"
-                                 : "  what fits, the quickest first:\n");
+  out << (plan.proposals.empty()
+              ? "  neither a smaller micro-batch nor recomputation nor a ZeRO stage makes it fit: use other GPUs, or more\n"
+              : "  what fits, the quickest first:\n");
   for (const Proposal& proposal : plan.proposals) {
-    out << format("    %-46s %8.1f GiB, %.2f ms a step, %+.1f%%\n", proposal.change.c_str(), proposal.bytes / kGibi,
+    out << format("    %-58s %6.1f GiB, %.2f ms a step, %+.1f%%\n", proposal.change.c_str(), proposal.bytes / kGibi,
                   proposal.step_seconds * 1e3, 100 * (proposal.step_seconds / plan.demands.time.total() - 1));
   }
 }
@@ -132,9 +133,10 @@ nlohmann::json to_json(const RunPlan& plan) {
   }
   for (const StageRow& row : plan.stages) {
     stages.push_back({{"stage", row.stage},
-                      {"kept_bytes", row.kept_bytes},
+                      {"bytes", row.bytes},
                       {"sent_bytes", row.sent_bytes},
-                      {"network_seconds", row.seconds}});
+                      {"network_seconds", row.network_seconds},
+                      {"step_seconds", row.step_seconds}});
   }
   for (const Proposal& proposal : plan.proposals) {
     proposals.push_back({{"change", proposal.change}, {"bytes", proposal.bytes}, {"step_seconds", proposal.step_seconds}});
@@ -149,7 +151,7 @@ nlohmann::json to_json(const RunPlan& plan) {
           {"reserved_bytes", machine.reserved},
           {"memory_of_gpu", machine.memory},
           {"fits", plan.fits()},
-          {"checkpoint_bytes", plan.demands.checkpoint_bytes},
+          {"checkpoint_bytes", plan.checkpoint_bytes},
           {"flops_per_token", plan.demands.model_flops / plan.tokens_per_step()},
           {"flops_per_step", plan.demands.model_flops},
           {"zero_stages", stages},

@@ -10,7 +10,7 @@ namespace {
 /// Two clocks: that of the operations, and when the network has done all that it was asked.
 class Timeline {
  public:
-  Timeline(const Machine& machine, DType dtype, int ranks) : machine_(machine), dtype_(dtype), ranks_(ranks) {}
+  Timeline(const Machine& machine, DType dtype) : machine_(machine), dtype_(dtype) {}
 
   void run(const ProgramPlans::Planned& program) {
     std::map<int, double> done;  // by value: when the network lets go of it
@@ -21,10 +21,10 @@ class Timeline {
         return;
       }
       if (collective.kind != Collective::Kind::none) {
-        const double seconds = machine_.collective_seconds(collective, ranks_);
+        const double seconds = machine_.collective_seconds(collective);
         network_ = std::max(network_, now_) + seconds;
         time_.communication += seconds;
-        time_.sent_bytes += ring_bytes(collective, ranks_);
+        time_.sent_bytes += ring_bytes(collective);
         for (const Value value : node.inputs) {
           done[value.id] = network_;
         }
@@ -55,7 +55,6 @@ class Timeline {
 
   const Machine& machine_;
   DType dtype_;
-  int ranks_;
   double now_ = 0, network_ = 0;
   StepTime time_;
 };
@@ -64,7 +63,7 @@ class Timeline {
 
 StepTime predict_step(const ProgramPlans& plans, const Machine& machine, DType dtype, int ranks, std::int64_t micro_batches) {
   const auto time_of = [&](ProgramKind kind, double times) {
-    Timeline timeline(machine, dtype, ranks);
+    Timeline timeline(machine, dtype);
     timeline.run(plans.program(kind));
     StepTime time = timeline.time();
     for (double* part : {&time.compute, &time.floor, &time.communication, &time.exposed, &time.sent_bytes}) {

@@ -35,14 +35,6 @@ FileDescriptor open_file(const std::filesystem::path& path, int flags, std::stri
   return FileDescriptor(fd);
 }
 
-void sync_folder(const std::filesystem::path& folder) {
-  const FileDescriptor fd = open_file(folder, O_RDONLY | O_DIRECTORY, "open");
-  // Some file systems cannot sync folders and say EINVAL; the rename is then as durable as they make it.
-  if (::fsync(fd.get()) != 0 && errno != EINVAL) {
-    throw_system_error("write", folder, errno);
-  }
-}
-
 }  // namespace
 
 FileDescriptor& FileDescriptor::operator=(FileDescriptor&& other) noexcept {
@@ -142,6 +134,14 @@ void write_file_atomically(const std::filesystem::path& path, std::span<const st
 
 void write_file_atomically(const std::filesystem::path& path, std::string_view text) {
   write_file_atomically(path, std::as_bytes(std::span(text)));
+}
+
+void sync_folder(const std::filesystem::path& folder) {
+  const FileDescriptor fd = open_file(folder, O_RDONLY | O_DIRECTORY, "open");
+  // Some file systems cannot sync folders and say EINVAL; a rename is then as durable as they make it.
+  if (::fsync(fd.get()) != 0 && errno != EINVAL) {
+    throw_system_error("write", folder, errno);
+  }
 }
 
 void make_folder(const std::filesystem::path& path) {

@@ -50,6 +50,8 @@ void write_file_atomically(const std::filesystem::path& path, std::string_view t
 void write_file_atomically(const std::filesystem::path& path,
                            const std::function<void(const FileDescriptor&, const std::filesystem::path&)>& write);
 
+/// Returns when the folder's names, as made, renamed and removed so far, are on the disk.
+void sync_folder(const std::filesystem::path& folder);
 /// Makes the folder and its parents.
 void make_folder(const std::filesystem::path& path);
 

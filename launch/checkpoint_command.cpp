@@ -27,9 +27,11 @@ struct Place {
   std::int64_t step = -1;
 };
 
-void add_place(CLI::App& command, Place& place) {
+const char* const kOneStep = "the run's checkpoint of this step; by default the newest";
+
+void add_place(CLI::App& command, Place& place, const std::string& step) {
   command.add_option("path", place.path, "folder of a run, or of one checkpoint")->required();
-  command.add_option("--step", place.step, "the run's checkpoint of this step; by default the newest");
+  command.add_option("--step", place.step, step);
 }
 
 bool is_checkpoint(const fs::path& path) {
@@ -166,7 +168,7 @@ void run_import(const ImportOptions& options) {
 void add_export(CLI::App& checkpoint) {
   auto options = std::make_shared<ExportOptions>();
   CLI::App* command = checkpoint.add_subcommand("export", "write the weights as a safetensors file");
-  add_place(*command, options->place);
+  add_place(*command, options->place, kOneStep);
   command->add_option("-o,--output", options->file, "the file to write")->required();
   command->add_option("--dtype", options->dtype, "type of the weights; by default as they are saved")
       ->check(CLI::IsMember({"float32", "bfloat16"}));
@@ -190,18 +192,17 @@ void add_checkpoint_command(CLI::App& program) {
 
   auto info = std::make_shared<Place>();
   CLI::App* command = checkpoint->add_subcommand("info", "step, files and tensors of a checkpoint");
-  add_place(*command, *info);
+  add_place(*command, *info, kOneStep);
   command->callback([info] { print_info(*info); });
 
   auto verified = std::make_shared<Place>();
   command = checkpoint->add_subcommand("verify", "read every byte of a run's checkpoints and compare every checksum");
-  command->add_option("path", verified->path, "folder of a run, or of one checkpoint")->required();
-  command->add_option("--step", verified->step, "only the run's checkpoint of this step");
+  add_place(*command, *verified, "only the run's checkpoint of this step");
   command->callback([verified] { verify(*verified); });
 
   auto options = std::make_shared<ReshardOptions>();
   command = checkpoint->add_subcommand("reshard", "spread a checkpoint over another number of files; training needs it not");
-  add_place(*command, options->place);
+  add_place(*command, options->place, kOneStep);
   command->add_option("--files", options->files, "files to write")->required()->check(CLI::Range(1, 1 << 16));
   command->add_option("-o,--output", options->output, "folder to write step-N into; by default the checkpoint is replaced");
   command->callback([options] { run_reshard(*options); });

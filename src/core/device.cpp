@@ -73,7 +73,6 @@ OutOfMemory::OutOfMemory(const std::string& where, const std::string& purpose, s
     : Error(concat(
           "out of ", where, ": ", in_binary_units(asked), " for ", purpose,
           total == 0 ? std::string() : concat(", but ", in_binary_units(free), " of ", in_binary_units(total), " are free"))),
-      asked_(asked),
       free_(free),
       total_(total) {}
 

@@ -27,14 +27,13 @@ class OutOfMemory : public Error {
   /// `where`: "GPU memory"; `free` and `total` are 0 where nobody knows them.
   OutOfMemory(const std::string& where, const std::string& purpose, std::size_t asked, std::size_t free, std::size_t total);
   OutOfMemory(const OutOfMemory& error, const std::string& advice)
-      : Error(concat(error.what(), advice)), asked_(error.asked_), free_(error.free_), total_(error.total_) {}
+      : Error(concat(error.what(), advice)), free_(error.free_), total_(error.total_) {}
 
-  std::size_t asked() const { return asked_; }
   std::size_t free() const { return free_; }
   std::size_t total() const { return total_; }
 
  private:
-  std::size_t asked_, free_, total_;
+  std::size_t free_, total_;
 };
 
 /// "1.5 GiB", "340.2 MiB"

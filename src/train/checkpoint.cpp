@@ -4,10 +4,8 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <cerrno>
 #include <chrono>
 #include <cstdio>
-#include <cstring>
 #include <iostream>
 #include <set>
 
@@ -24,13 +22,6 @@ namespace fs = std::filesystem;
 constexpr std::string_view kPrefix = "step-", kAttempt = ".tmp-";
 /// Room to leave besides the files themselves: the manifest, and what file systems need for themselves.
 constexpr std::uint64_t kSpareBytes = std::uint64_t{1} << 20;
-
-void sync_folder(const fs::path& folder) {
-  const FileDescriptor opened(::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
-  // Some file systems cannot sync folders and say EINVAL; a rename is then as durable as they make it.
-  require(static_cast<bool>(opened) && (::fsync(opened.get()) == 0 || errno == EINVAL), folder.string(),
-          ": cannot sync: ", std::strerror(errno));
-}
 
 bool is_attempt(const fs::path& path) {
   const std::string name = path.filename();

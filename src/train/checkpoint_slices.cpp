@@ -16,11 +16,9 @@ namespace {
 constexpr std::int64_t kStagedElements = std::int64_t{1} << 22;
 
 StateSlice slice_of(const NamedTensor& named, std::int64_t begin, std::int64_t end) {
-  Tensor values = named.tensor;
-  if (values.data != nullptr) {  // a tensor may be no more than its type
-    values.data = static_cast<std::byte*>(values.data) + static_cast<std::size_t>(begin) * size_of(values.dtype());
-  }
-  values.type.shape = {end - begin};
+  const TensorType part{named.tensor.dtype(), {end - begin}};
+  // A tensor may be no more than its type.
+  const Tensor values = named.tensor ? part_of(named.tensor, part, begin) : Tensor{nullptr, part, named.tensor.device};
   return {.name = named.name, .whole = named.tensor.type, .begin = begin, .end = end, .values = values};
 }
 
@@ -56,9 +54,7 @@ void read_part(OpenFiles& files, const Place& place, const StateSlice& wanted, s
   for (const std::int64_t step = staged ? kStagedElements : end - begin; begin < end; begin += step) {
     const std::int64_t count = std::min(step, end - begin);
     const std::size_t bytes = static_cast<std::size_t>(count) * element;
-    Tensor to = wanted.values;
-    to.data = static_cast<std::byte*>(to.data) + static_cast<std::size_t>(begin - wanted.begin) * element;
-    to.type.shape = {count};
+    const Tensor to = part_of(wanted.values, {wanted.whole.dtype, {count}}, begin - wanted.begin);
     staging.resize(staged ? bytes : 0);
     std::byte* const memory = staged ? staging.data() : static_cast<std::byte*>(to.data);
     const std::uint64_t offset = place.saved->offset + static_cast<std::uint64_t>(begin - place.saved->slice.begin) * element;

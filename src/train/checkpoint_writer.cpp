@@ -50,13 +50,11 @@ void CheckpointWriter::say(std::string_view text) const {
 }
 
 template <class Body>
-bool CheckpointWriter::reporting(const Body& body) {
+void CheckpointWriter::reporting(const Body& body) {
   try {
     body();
-    return true;
   } catch (const SaveFailed& failure) {
     say(concat(failure.what(), "; training goes on and saves again when the next checkpoint is due"));
-    return false;
   }
 }
 

@@ -34,7 +34,8 @@ class CheckpointWriter {
   CheckpointWriter& operator=(const CheckpointWriter&) = delete;
 
   /// Saves this state: in the background, from a copy, or at once. A save that is still in flight is waited for first, with a
-  /// message, so that never more than one interval's work can be lost. A failure is a message; training goes on. Collective.
+  /// message, so that at most two intervals' work can be lost: the one that is in flight and the one that follows it. A failure
+  /// is a message; training goes on. Collective.
   void save(const TrainingState& state, const std::vector<StateSlice>& slices);
   /// After each step: commits the save in flight when all ranks have written. Collective while there is one.
   void poll();
@@ -64,9 +65,9 @@ class CheckpointWriter {
   void begin(const TrainingState& state, const std::vector<StateSlice>& slices, bool from_copy);
   /// Waits for the save in flight and commits it.
   void commit();
-  /// Runs `body`; when the save fails says so, and returns whether it went well.
+  /// Runs `body`; when the save fails, says so.
   template <class Body>
-  bool reporting(const Body& body);
+  void reporting(const Body& body);
   void say(std::string_view text) const;
 
   std::filesystem::path folder_;

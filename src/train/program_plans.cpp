@@ -13,22 +13,6 @@ namespace {
 
 constexpr double kLargestFixedPoint = 0x1p15;
 
-double flops_without_recomputation(const Tape& tape, const Plan& plan) {
-  double sum = 0;
-  for (const int step : plan.steps) {
-    const Tape::Node& node = tape.nodes()[static_cast<std::size_t>(step)];
-    std::vector<TensorType> inputs, outputs;
-    for (const Value value : node.inputs) {
-      inputs.push_back(tape.type(value));
-    }
-    for (const Value value : node.outputs) {
-      outputs.push_back(tape.type(value));
-    }
-    sum += node.recomputed ? 0 : node.op->flops(inputs, outputs);
-  }
-  return sum;
-}
-
 /// What the lasting tensors of one block are for, by role and name ("moment1/layers.0...").
 std::string purpose_of(const Tape::ValueInfo& leaf) {
   switch (leaf.role) {
@@ -406,7 +390,13 @@ const ProgramPlans::Planned& ProgramPlans::program(ProgramKind kind) const {
 double ProgramPlans::model_flops() const {
   const auto found =
       std::find_if(programs.begin(), programs.end(), [](const Planned& p) { return p.kind == ProgramKind::accumulate; });
-  return found == programs.end() ? 0 : flops_without_recomputation(found->tape, found->plan);
+  double sum = 0;
+  if (found != programs.end()) {
+    for_each_op(*found, [&](const Tape::Node& node, const auto& inputs, const auto& outputs) {
+      sum += node.recomputed ? 0 : node.op->flops(inputs, outputs);
+    });
+  }
+  return sum;
 }
 
 MemoryReport ProgramPlans::memory() const {

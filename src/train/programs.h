@@ -76,6 +76,22 @@ struct ProgramPlans {
   MemoryReport memory() const;
 };
 
+/// Calls body(node, input types, output types) for everything that a program runs, in order.
+template <class Body>
+void for_each_op(const ProgramPlans::Planned& program, const Body& body) {
+  for (const int step : program.plan.steps) {
+    const Tape::Node& node = program.tape.nodes()[static_cast<std::size_t>(step)];
+    std::vector<TensorType> inputs, outputs;
+    for (const Value value : node.inputs) {
+      inputs.push_back(program.tape.type(value));
+    }
+    for (const Value value : node.outputs) {
+      outputs.push_back(program.tape.type(value));
+    }
+    body(node, inputs, outputs);
+  }
+}
+
 /// Who sums up what: all ranks, those that divide things among them, and those of other such groups that own the same parts.
 struct RankGroups {
   Communicator* all = nullptr;

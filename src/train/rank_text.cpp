@@ -20,6 +20,17 @@ std::int64_t words_of(std::int64_t bytes) {
   return (bytes + 7) / 8;
 }
 
+/// Rank 0's text on every rank.
+std::string broadcast_text(const std::string& text, Communicator& communicator) {
+  auto size = static_cast<std::int64_t>(text.size());
+  communicator.broadcast({&size, {DType::int64, {1}}}, 0);
+  std::vector<std::int64_t> memory = padded(text, words_of(size));
+  if (size > 0) {
+    communicator.broadcast({memory.data(), {DType::int64, {words_of(size)}}}, 0);
+  }
+  return {reinterpret_cast<const char*>(memory.data()), static_cast<std::size_t>(size)};
+}
+
 }  // namespace
 
 std::vector<std::string> gather_text(const std::string& text, Communicator& communicator) {
@@ -42,16 +53,6 @@ std::vector<std::string> gather_text(const std::string& text, Communicator& comm
   return texts;
 }
 
-std::string broadcast_text(std::string text, Communicator& communicator) {
-  auto size = static_cast<std::int64_t>(text.size());
-  communicator.broadcast({&size, {DType::int64, {1}}}, 0);
-  std::vector<std::int64_t> memory = padded(text, words_of(size));
-  if (size > 0) {
-    communicator.broadcast({memory.data(), {DType::int64, {words_of(size)}}}, 0);
-  }
-  return {reinterpret_cast<const char*>(memory.data()), static_cast<std::size_t>(size)};
-}
-
 std::string on_rank_0(const std::function<std::string()>& body, Communicator& communicator) {
   constexpr char kWell = '+', kFailed = '-';
   std::string text;
@@ -62,7 +63,7 @@ std::string on_rank_0(const std::function<std::string()>& body, Communicator& co
       text = kFailed + std::string(error.what());
     }
   }
-  text = broadcast_text(std::move(text), communicator);
+  text = broadcast_text(text, communicator);
   require(text.front() == kWell, text.substr(1));
   return text.substr(1);
 }

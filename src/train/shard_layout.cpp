@@ -86,12 +86,4 @@ std::vector<ShardLayout::Slice> ShardLayout::slices(int rank) const {
   return all;
 }
 
-std::int64_t ShardLayout::total() const {
-  std::int64_t sum = 0;
-  for (const Bucket& bucket : buckets_) {
-    sum += bucket.total;
-  }
-  return sum;
-}
-
 }  // namespace attamba

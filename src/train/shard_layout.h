@@ -54,8 +54,6 @@ class ShardLayout {
   std::vector<Slice> slices(std::size_t bucket, int rank) const;
   /// Of all buckets.
   std::vector<Slice> slices(int rank) const;
-  /// Elements over all buckets, padding included.
-  std::int64_t total() const;
 
  private:
   int ranks_;

@@ -69,7 +69,6 @@ class Sharding {
 
   TensorType whole_type(const Bucket& bucket, DType dtype) const { return {dtype, {bucket.total}}; }
   TensorType part_type(const Bucket& bucket, DType dtype) const { return {dtype, {bucket.part}}; }
-  DType sum_type() const { return options_.deterministic ? DType::int64 : options_.accumulator; }
   Value weights_whole(Tape& tape, std::size_t bucket) const;
   Value weights_part(Tape& tape, std::size_t bucket) const;
   Value gradients_whole(Tape& tape, std::size_t bucket) const;

@@ -19,20 +19,4 @@ struct StepTime {
 /// the programs start them, run one after another beside the operations, and are waited for where the programs wait.
 StepTime predict_step(const ProgramPlans& plans, const Machine& machine, DType dtype, int ranks, std::int64_t micro_batches);
 
-/// Calls body(node, input types, output types) for everything that a program runs, in order.
-template <class Body>
-void for_each_op(const ProgramPlans::Planned& program, const Body& body) {
-  for (const int step : program.plan.steps) {
-    const Tape::Node& node = program.tape.nodes()[static_cast<std::size_t>(step)];
-    std::vector<TensorType> inputs, outputs;
-    for (const Value value : node.inputs) {
-      inputs.push_back(program.tape.type(value));
-    }
-    for (const Value value : node.outputs) {
-      outputs.push_back(program.tape.type(value));
-    }
-    body(node, inputs, outputs);
-  }
-}
-
 }  // namespace attamba

@@ -10,6 +10,7 @@
 #include <exception>
 #include <iostream>
 #include <thread>
+#include <vector>
 
 #include "comm/checks.h"
 
@@ -159,7 +160,7 @@ MpiCommunicator::MpiCommunicator(const LaunchEnvironment& launch) : exceptions_a
   hosts_ = local_rank_ == 0 ? 1 : 0;
   MPI_Allreduce(MPI_IN_PLACE, &hosts_, 1, MPI_INT, MPI_SUM, foreground_);
 
-  worker_ = std::make_unique<OrderedWorker>();
+  worker_ = std::make_unique<OrderedWorker>(&progress());
 }
 
 MpiCommunicator::~MpiCommunicator() {
@@ -195,12 +196,16 @@ void MpiCommunicator::meet(MPI_Comm group, const Call& call) const {
   MPI_Request request = MPI_REQUEST_NULL;
   check(MPI_Iallreduce(MPI_IN_PLACE, extremes.data(), 2, MPI_INT64_T, MPI_MAX, group, &request), call);
   check(wait_politely(request), call);
-  if (extremes[0] != -extremes[1]) {
-    throw Error(call.describe_disagreement(-extremes[1], extremes[0], rank_, size_));
+  if (extremes[0] != -extremes[1]) {  // as all ranks know now, so all come to the next collective
+    std::vector<std::int64_t> all(static_cast<std::size_t>(size_));
+    check(MPI_Allgather(&own, 1, MPI_INT64_T, all.data(), 1, MPI_INT64_T, group), call);
+    throw Error(CollectiveCall::describe_disagreement(all, rank_));
   }
 }
 
-void MpiCommunicator::sum_in_pieces(MPI_Comm group, const Tensor& data, const Call& call) const {
+void MpiCommunicator::sum_in_pieces(Lane lane, const Tensor& data, const Call& call) {
+  const CollectiveProgress::Inside inside(progress(), lane, call);
+  const MPI_Comm group = lane == Lane::background ? background_ : foreground_;
   meet(group, call);
   const std::size_t width = size_of(data.dtype());
   auto* begin = static_cast<std::byte*>(data.data);
@@ -212,20 +217,21 @@ void MpiCommunicator::sum_in_pieces(MPI_Comm group, const Tensor& data, const Ca
 void MpiCommunicator::all_reduce_sum(const Tensor& data) {
   comm_checks::in_host_memory("all_reduce_sum", data);
   comm_checks::reducible("all_reduce_sum", data);
-  sum_in_pieces(foreground_, data, {Call::Kind::all_reduce_sum, data.dtype(), 0, data.bytes()});
+  sum_in_pieces(Lane::foreground, data, {Call::Kind::all_reduce_sum, data.dtype(), 0, data.bytes()});
 }
 
 std::unique_ptr<Request> MpiCommunicator::start_all_reduce_sum(const Tensor& data) {
   comm_checks::in_host_memory("start_all_reduce_sum", data);
   comm_checks::reducible("start_all_reduce_sum", data);
   const Call call{Call::Kind::start_all_reduce_sum, data.dtype(), 0, data.bytes()};
-  return worker_->post([this, data, call] { sum_in_pieces(background_, data, call); });
+  return worker_->post([this, data, call] { sum_in_pieces(Lane::background, data, call); });
 }
 
 void MpiCommunicator::all_reduce_max(const Tensor& data) {
   comm_checks::in_host_memory("all_reduce_max", data);
   comm_checks::reducible("all_reduce_max", data);
   const Call call{Call::Kind::all_reduce_max, data.dtype(), 0, data.bytes()};
+  const CollectiveProgress::Inside inside(progress(), Lane::foreground, call);
   meet(foreground_, call);
   const bool floating = data.dtype() == DType::float32 || data.dtype() == DType::float64;
   const std::size_t width = size_of(data.dtype());
@@ -241,6 +247,7 @@ void MpiCommunicator::broadcast(const Tensor& data, int root) {
   comm_checks::in_host_memory("broadcast", data);
   comm_checks::broadcastable(data, root, size_);
   const Call call{Call::Kind::broadcast, data.dtype(), root, data.bytes()};
+  const CollectiveProgress::Inside inside(progress(), Lane::foreground, call);
   meet(foreground_, call);
   auto* begin = static_cast<std::byte*>(data.data);
   for_pieces(data.bytes(), kPieceBytes, [&](std::size_t offset, int length) {
@@ -253,6 +260,7 @@ void MpiCommunicator::all_gather(const Tensor& whole, const Tensor& part) {
   comm_checks::in_host_memory("all_gather", part);
   comm_checks::gatherable(whole, part, rank_, size_);
   const Call call{Call::Kind::all_gather, part.dtype(), 0, part.bytes()};
+  const CollectiveProgress::Inside inside(progress(), Lane::foreground, call);
   meet(foreground_, call);
   auto* to = static_cast<std::byte*>(whole.data);
   const auto* from = static_cast<const std::byte*>(part.data);
@@ -273,6 +281,7 @@ void MpiCommunicator::all_gather(const Tensor& whole, const Tensor& part) {
 }
 
 void MpiCommunicator::barrier() {
+  const CollectiveProgress::Inside inside(progress(), Lane::foreground, {});
   meet(foreground_, {});
 }
 

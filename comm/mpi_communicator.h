@@ -62,10 +62,11 @@ class MpiCommunicator final : public Communicator {
     bool owned = false;
   };
   using Call = CollectiveCall;
+  using Lane = CollectiveProgress::Lane;
 
   void meet(MPI_Comm group, const Call& call) const;
   void check(int code, const Call& call) const;
-  void sum_in_pieces(MPI_Comm group, const Tensor& data, const Call& call) const;
+  void sum_in_pieces(Lane lane, const Tensor& data, const Call& call);
 
   Session session_;
   MPI_Comm foreground_ = MPI_COMM_NULL;

@@ -46,10 +46,6 @@ std::size_t bytes_from_lead(const CollectiveCall& call, int rank, int size) {
                                                              : call.bytes;
 }
 
-struct Verdict {
-  std::int64_t smallest = 0, largest = 0;
-};
-
 template <class T>
 Bytes memory_of(T& value) {
   return std::as_writable_bytes(std::span(&value, 1));
@@ -69,9 +65,11 @@ TcpCommunicator::TcpCommunicator(const TcpLaunch& launch)
   hosts_ = static_cast<int>(std::set<std::string>(mesh.machines.begin(), mesh.machines.end()).size());
   local_size_ = static_cast<int>(std::count(mesh.machines.begin(), mesh.machines.end(), own));
   local_rank_ = static_cast<int>(std::count(mesh.machines.begin(), mesh.machines.begin() + rank_, own));
-  foreground_ = std::make_unique<Side>(Side{{rank_, mesh.hosts, std::move(mesh.connections[0]), limit}});
-  background_ = std::make_unique<Side>(Side{{rank_, mesh.hosts, std::move(mesh.connections[1]), limit}});
-  worker_ = std::make_unique<OrderedWorker>();
+  foreground_ =
+      std::make_unique<Side>(Side{{rank_, mesh.hosts, std::move(mesh.connections[0]), limit}, CollectiveProgress::foreground});
+  background_ =
+      std::make_unique<Side>(Side{{rank_, mesh.hosts, std::move(mesh.connections[1]), limit}, CollectiveProgress::background});
+  worker_ = std::make_unique<OrderedWorker>(&progress());
 }
 
 TcpCommunicator::~TcpCommunicator() {
@@ -108,10 +106,12 @@ void TcpCommunicator::follow(TcpChannel& channel, const Call& call, std::span<co
     append(message, own.first(bytes_to_lead(call, rank_)));
   }
   channel.send(0, message);
-  Verdict verdict;
-  channel.receive(0, memory_of(verdict));
-  if (verdict.smallest != verdict.largest) {
-    throw Error(call.describe_disagreement(verdict.smallest, verdict.largest, rank_, size_));
+  std::int64_t agreed = 0;
+  channel.receive(0, memory_of(agreed));
+  if (agreed == 0) {
+    std::vector<std::int64_t> signatures(static_cast<std::size_t>(size_));
+    channel.receive(0, std::as_writable_bytes(std::span(signatures)));
+    throw Error(Call::describe_disagreement(signatures, rank_));
   }
   if (small(call)) {
     channel.receive(0, result.first(bytes_from_lead(call, rank_, size_)));
@@ -119,19 +119,17 @@ void TcpCommunicator::follow(TcpChannel& channel, const Call& call, std::span<co
 }
 
 void TcpCommunicator::lead(TcpChannel& channel, const Call& call, Bytes result) {
-  Verdict verdict{call.signature(), call.signature()};
+  std::vector<std::int64_t> signatures(static_cast<std::size_t>(size_), call.signature());
   std::vector<std::vector<std::byte>> given(static_cast<std::size_t>(size_));
   for (int peer = 1; peer < size_; ++peer) {
     const auto index = static_cast<std::size_t>(peer);
-    std::int64_t signature = 0;
-    channel.receive(index, memory_of(signature));
-    verdict = {std::min(verdict.smallest, signature), std::max(verdict.largest, signature)};
-    const Call theirs = Call::from_signature(signature);
+    channel.receive(index, memory_of(signatures[index]));
+    const Call theirs = Call::from_signature(signatures[index]);
     given[index].resize(small(theirs) ? bytes_to_lead(theirs, peer) : 0);
     channel.receive(index, given[index]);
   }
-  const bool agreed = verdict.smallest == verdict.largest;
-  if (agreed && small(call)) {
+  std::int64_t agreed = std::count(signatures.begin(), signatures.end(), call.signature()) == size_ ? 1 : 0;
+  if (agreed != 0 && small(call)) {
     const std::byte* sum = result.data();
     for (std::size_t peer = 1; peer < given.size(); ++peer) {
       if (given[peer].empty()) {
@@ -153,14 +151,16 @@ void TcpCommunicator::lead(TcpChannel& channel, const Call& call, Bytes result) 
   }
   for (int peer = 1; peer < size_; ++peer) {
     std::vector<std::byte> message;
-    append(message, memory_of(verdict));
-    if (agreed && small(call)) {
+    append(message, memory_of(agreed));
+    if (agreed == 0) {
+      append(message, std::as_bytes(std::span(signatures)));
+    } else if (small(call)) {
       append(message, result.first(bytes_from_lead(call, peer, size_)));
     }
     channel.send(static_cast<std::size_t>(peer), message);
   }
-  if (!agreed) {
-    throw Error(call.describe_disagreement(verdict.smallest, verdict.largest, rank_, size_));
+  if (agreed == 0) {
+    throw Error(Call::describe_disagreement(signatures, rank_));
   }
 }
 
@@ -206,6 +206,7 @@ void TcpCommunicator::reduce_along_the_chain(TcpChannel& channel, Reduction oper
 }
 
 void TcpCommunicator::reduce(Side& side, const Call& call, Reduction operation, const Tensor& data) {
+  const CollectiveProgress::Inside inside(progress(), side.lane, call);
   meet(side, call, bytes_of(data), bytes_of(data));
   if (!small(call)) {
     reduce_along_the_chain(side.channel, operation, data);
@@ -236,6 +237,7 @@ void TcpCommunicator::broadcast(const Tensor& data, int root) {
   comm_checks::in_host_memory("broadcast", data);
   comm_checks::broadcastable(data, root, size_);
   const Call call{Kind::broadcast, data.dtype(), root, data.bytes()};
+  const CollectiveProgress::Inside inside(progress(), foreground_->lane, call);
   meet(*foreground_, call, bytes_of(data), bytes_of(data));
   if (small(call)) {
     return;
@@ -278,6 +280,7 @@ void TcpCommunicator::all_gather(const Tensor& whole, const Tensor& part) {
     std::memcpy(place, part.data, bytes);
   }
   const Call call{Kind::all_gather, part.dtype(), 0, bytes};
+  const CollectiveProgress::Inside inside(progress(), foreground_->lane, call);
   meet(*foreground_, call, bytes_of(part), bytes_of(whole));
   if (small(call)) {
     return;
@@ -317,6 +320,7 @@ void TcpCommunicator::all_gather(const Tensor& whole, const Tensor& part) {
 }
 
 void TcpCommunicator::barrier() {
+  const CollectiveProgress::Inside inside(progress(), foreground_->lane, {});
   meet(*foreground_, {}, {}, {});
 }
 

@@ -23,7 +23,15 @@ inline constexpr double kLossOne = 0x1p32;      ///< one nat; sums up to 2^31 na
 inline constexpr double kGradientOne = 0x1p48;  ///< gradient elements up to 2^15 fit, with a step of 3.6e-15
 
 /// What the host writes once per step, a float64 tensor [kStepFields].
-enum StepField : int { kStepLearningRate, kStepBias1, kStepBias2, kStepGradientNorm, kStepSkipped, kStepFields };
+enum StepField : int {
+  kStepLearningRate,
+  kStepBias1,
+  kStepBias2,
+  kStepGradientNorm,
+  kStepSkipped,
+  kStepNormLimit,  ///< a larger gradient norm skips the step; 0: no limit
+  kStepFields,
+};
 
 struct AdamWParameter {
   Tensor compute;  ///< copy of compute type that the model reads; empty when it reads the master itself

@@ -1,4 +1,4 @@
-// The `attamba` program: subcommands, help, and exit codes. 0: done; 1: something failed; 2: the user asked for the impossible.
+// The `attamba` program: subcommands, help, and exit codes (docs/reliability.md).
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <exception>
@@ -28,7 +28,8 @@ Common flows:
   mpirun -n 4 attamba train CONFIG ...         the same on four processes
   attamba COMMAND --help                       everything about one command
 
-Exit codes: 0 done, 1 failed, 2 mistaken configuration or command line.)";
+Exit codes: 0 done; 1 failed; 2 mistaken configuration or command line; 75 training was stopped and saved, run the same
+command to go on; 76 a rank hung, and training was ended.)";
 
 void report(std::string_view message) {
   std::string line(message);
@@ -94,6 +95,8 @@ int run(int argc, char** argv) {
   try {
     program.parse(argc, argv);
     return 0;
+  } catch (const CLI::RuntimeError& error) {
+    return error.get_exit_code();
   } catch (const CLI::ParseError& error) {
     if (error.get_exit_code() == static_cast<int>(CLI::ExitCodes::Success)) {
       return program.exit(error);  // --help and --version arrive here

@@ -1,6 +1,5 @@
 // attamba train: one run, on this process or on all ranks that mpirun or srun started.
 #include <CLI/CLI.hpp>
-#include <csignal>
 #include <memory>
 
 #include "launch/commands.h"
@@ -13,24 +12,22 @@ namespace attamba {
 
 namespace {
 
-/// The first signal asks for a save and a clean end; a second one of the same kind kills as usual.
-void handle_stop(int signal) {
-  Trainer::request_stop();
-  std::signal(signal, SIG_DFL);
-}
-
 void train(const ConfigOptions& options) {
+  handle_stop_signals();
+  Trainer::Outcome outcome = Trainer::Outcome::finished;
   run_on_ranks([&](Communicator& communicator) {
+    ranks_have_met();
     const Config config = options.load();
     validate(config);
-    std::signal(SIGINT, handle_stop);
-    std::signal(SIGTERM, handle_stop);
     set_threads(config.train.threads, communicator);
     const Device device =
         open_device(config.train.device, config.train.compute_dtype(), communicator, config.train.deterministic);
     const auto around = device_communicator(config.train.transport, device, communicator);
-    Trainer(config, around ? *around : communicator, device).run();
+    outcome = Trainer(config, around ? *around : communicator, device).run();
   });
+  if (outcome == Trainer::Outcome::stopped) {
+    throw CLI::RuntimeError(kExitStopped);  // not an error: how a command ends with an exit code of its own
+  }
 }
 
 }  // namespace

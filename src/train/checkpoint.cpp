@@ -172,6 +172,8 @@ void save_checkpoint(const fs::path& folder, const TrainingState& state, const s
                                   {"step", state.step},
                                   {"updates", state.updates},
                                   {"seconds", state.seconds},
+                                  {"passed_over", state.passed_over},
+                                  {"norms", state.norms},
                                   {"data_fingerprint", state.data_fingerprint},
                                   {"configuration", state.configuration},
                                   {"written_by", version_line()},
@@ -210,8 +212,10 @@ TrainingState read_training_state(const fs::path& checkpoint) {
   return {.step = manifest.at("step"),
           .updates = manifest.at("updates"),
           .seconds = manifest.at("seconds"),
+          .passed_over = manifest.value("passed_over", std::int64_t{0}),
           .data_fingerprint = manifest.at("data_fingerprint"),
-          .configuration = manifest.at("configuration")};
+          .configuration = manifest.at("configuration"),
+          .norms = manifest.value("norms", std::vector<double>{})};
 }
 
 void load_tensors(const fs::path& checkpoint, const std::vector<NamedTensor>& tensors) {

@@ -14,11 +14,13 @@ namespace attamba {
 
 /// Where a run stands between two steps. Everything else follows from the configuration.
 struct TrainingState {
-  std::int64_t step = 0;         ///< steps done; the next sample's index is this times the global batch
+  std::int64_t step = 0;         ///< steps done; the next sample's index is (step + passed_over) times the global batch
   std::int64_t updates = 0;      ///< of these, steps that changed the weights
   double seconds = 0;            ///< spent training
+  std::int64_t passed_over = 0;  ///< steps whose samples rollbacks have left out
   std::string data_fingerprint;  ///< of the samples; another one would go on with other samples
   std::string configuration;     ///< resolved, as TOML
+  std::vector<double> norms;     ///< gradient norms of the last good steps (BadSteps)
 };
 
 /// Writes FOLDER/step-N and removes nothing else. On any error nothing named step-N is left behind, and the message names the

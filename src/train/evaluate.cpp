@@ -27,13 +27,20 @@ Evaluator::Evaluator(Dataset dataset, BatchShape micro_batch, std::int64_t windo
   windows_ = windows == 0 ? available : std::min(windows, available);
 }
 
-EvaluationResult Evaluator::run(ModelPrograms& programs) const {
+std::optional<EvaluationResult> Evaluator::run(ModelPrograms& programs, const std::function<bool()>& stop) const {
   const auto n = static_cast<std::size_t>(micro_batch_.length), rows = static_cast<std::size_t>(micro_batch_.sequences);
   std::vector<std::int32_t> tokens(rows * (n + 1)), starts(rows * n);
   std::vector<std::int64_t> samples(rows);
   std::int64_t totals[2] = {0, 0};  // fixed-point loss and sums that are not finite: integers add up alike in any order
-  const std::int64_t stride = micro_batch_.sequences;
-  for (std::int64_t first = communicator_.rank() * stride; first < windows_; first += communicator_.size() * stride) {
+  const std::int64_t stride = micro_batch_.sequences, round = communicator_.size() * stride;
+  for (std::int64_t begin_of_round = 0; begin_of_round < windows_; begin_of_round += round) {
+    if (stop && stop()) {
+      return std::nullopt;
+    }
+    const std::int64_t first = begin_of_round + communicator_.rank() * stride;
+    if (first >= windows_) {
+      continue;  // the others have the last windows
+    }
     const auto used = static_cast<std::size_t>(std::min(stride, windows_ - first));
     for (std::size_t i = 0; i < rows; ++i) {
       // A last, partial batch repeats its first window; the copies are masked below.

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <limits>
 #include <utility>
 
@@ -15,15 +16,20 @@ namespace {
 
 constexpr const char* kStepLeaf = "step.state";             // float64 [kStepFields], written by the host once per step
 constexpr const char* kTotalsLeaf = "step.totals";          // int64 [2]: losses in fixed point, losses that are not finite
-constexpr const char* kVotesLeaf = "step.votes";            // int64 [1]: ranks that want to stop
+constexpr const char* kNewsLeaf = "step.news";              // int64 [ranks, 4]: what each rank tells (RankNews)
 constexpr const char* kPoisonedLeaf = "step.poisoned";      // int64 [1]: gradient elements that fixed point cannot hold
 constexpr const char* kEvaluationLeaf = "evaluate.totals";  // as step.totals
 constexpr const char* kFixedPointPrefix = "fixed_point/";   // int64 sums of gradients
 
 const TensorType kTotalsType{DType::int64, {2}};
-const TensorType kVotesType{DType::int64, {1}}, kPoisonedType{DType::int64, {1}};
+const TensorType kPoisonedType{DType::int64, {1}};
 constexpr double kLargestFixedPoint = 0x1p15;
 const TensorType kStepType{DType::float64, {kernels::kStepFields}};
+
+TensorType news_type(int ranks) {
+  static_assert(sizeof(RankNews) == 4 * sizeof(std::int64_t));
+  return {DType::int64, {ranks, 4}};
+}
 
 /// The mean loss in a totals leaf over `tokens`; leaves it zero. Waits for what was enqueued.
 double take_loss(Storage& storage, const char* leaf, double tokens) {
@@ -222,9 +228,9 @@ void ModelPrograms::emit_closing(Tape& tape) {
         start();
       }
     }
-    bucket.insert(bucket.end(),
-                  {tape.leaf(kTotalsLeaf, kTotalsType, Role::state), tape.leaf(kVotesLeaf, kVotesType, Role::state),
-                   tape.leaf(kPoisonedLeaf, kPoisonedType, Role::state)});
+    bucket.insert(bucket.end(), {tape.leaf(kTotalsLeaf, kTotalsType, Role::state),
+                                 tape.leaf(kNewsLeaf, news_type(communicator_.size()), Role::state),
+                                 tape.leaf(kPoisonedLeaf, kPoisonedType, Role::state)});
     start();
     for (const auto& [reduction, leaves] : pending) {
       ops::wait_all_reduce(tape, reduction, leaves);
@@ -255,7 +261,7 @@ void ModelPrograms::lay_out_gradients() {
     fixed_point.push_back({kFixedPointPrefix + gradients.back().name, {DType::int64, p->shape}});
   }
   const std::vector<Storage::Entry> totals{
-      {kTotalsLeaf, kTotalsType}, {kVotesLeaf, kVotesType}, {kPoisonedLeaf, kPoisonedType}};
+      {kTotalsLeaf, kTotalsType}, {kNewsLeaf, news_type(communicator_.size())}, {kPoisonedLeaf, kPoisonedType}};
   std::vector<Storage::Entry>& reduced = options_.deterministic ? fixed_point : gradients;
   if (options_.deterministic) {
     reduced.insert(reduced.end(), totals.begin(), totals.end());
@@ -368,27 +374,48 @@ void ModelPrograms::accumulate() {
   run(replay_of(Kind::accumulate));
 }
 
-StepResult ModelPrograms::finish_step(double learning_rate, std::int64_t updates, bool empty, bool vote_to_stop) {
+StepResult ModelPrograms::finish_step(double learning_rate, std::int64_t updates, bool empty, const RankNews& news,
+                                      double norm_limit) {
   const auto step = storage_.mirror(kStepLeaf).span<double>();
   const OptimizerSettings& o = options_.optimizer_settings;
   step[kernels::kStepLearningRate] = learning_rate;
   step[kernels::kStepBias1] = 1 - std::pow(o.beta1, static_cast<double>(updates + 1));
   step[kernels::kStepBias2] = 1 - std::pow(o.beta2, static_cast<double>(updates + 1));
-  const auto votes = storage_.mirror(kVotesLeaf).span<std::int64_t>();
-  votes[0] = vote_to_stop ? 1 : 0;
+  step[kernels::kStepNormLimit] = norm_limit;
+  // Everybody's place is zero except on the rank itself, so their sum is what all ranks say.
+  const auto all_news = storage_.mirror(kNewsLeaf).span<std::int64_t>();
+  std::fill(all_news.begin(), all_news.end(), 0);
+  std::memcpy(&all_news[sizeof(RankNews) / sizeof(std::int64_t) * static_cast<std::size_t>(communicator_.rank())], &news,
+              sizeof news);
   storage_.upload(kStepLeaf);
-  storage_.upload(kVotesLeaf);
+  storage_.upload(kNewsLeaf);
   run(replay_of(empty ? Kind::empty_closing : Kind::closing));
   clear(storage_.find(kPoisonedLeaf));
   storage_.download(kStepLeaf);
-  storage_.download(kVotesLeaf);
+  storage_.download(kNewsLeaf);
   const auto tokens = static_cast<double>(options_.global_batch * options_.micro_batch.length);
   const double loss = take_loss(storage_, kTotalsLeaf, tokens);
+  std::vector<RankNews> heard(static_cast<std::size_t>(communicator_.size()));
+  std::memcpy(heard.data(), all_news.data(), all_news.size_bytes());
   return {.loss = loss,
           .gradient_norm = step[kernels::kStepGradientNorm],
           .learning_rate = learning_rate,
           .skipped = step[kernels::kStepSkipped] != 0,
-          .stop_votes = votes[0]};
+          .news = std::move(heard)};
+}
+
+/// A NaN in one gradient makes the norm of all ranks' sum one.
+void ModelPrograms::spoil_step() {
+  if (options_.deterministic) {
+    std::int64_t poisoned = 1;
+    copy_from_host(storage_.find(kPoisonedLeaf), {&poisoned, kPoisonedType});
+    return;
+  }
+  const Tensor gradient = this->gradient(parameters_.back().name);
+  dispatch_floating(gradient.dtype(), "spoil_step", [&]<class T>() {
+    T nan = std::numeric_limits<T>::quiet_NaN();
+    copy_from_host({gradient.data, {gradient.dtype(), {1}}, gradient.device}, {&nan, {gradient.dtype(), {1}}});
+  });
 }
 
 void ModelPrograms::discard_gradients() {

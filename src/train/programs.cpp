@@ -396,7 +396,7 @@ StepResult ModelPrograms::finish_step(double learning_rate, std::int64_t updates
   const auto tokens = static_cast<double>(options_.global_batch * options_.micro_batch.length);
   const double loss = take_loss(storage_, kTotalsLeaf, tokens);
   std::vector<RankNews> heard(static_cast<std::size_t>(communicator_.size()));
-  std::memcpy(heard.data(), all_news.data(), all_news.size_bytes());
+  std::memcpy(static_cast<void*>(heard.data()), all_news.data(), all_news.size_bytes());
   return {.loss = loss,
           .gradient_norm = step[kernels::kStepGradientNorm],
           .learning_rate = learning_rate,

@@ -18,12 +18,21 @@
 namespace attamba {
 
 struct CollectiveCall {
-  enum class Kind : std::uint8_t { barrier, all_reduce_sum, start_all_reduce_sum, all_reduce_max, broadcast, all_gather };
+  enum class Kind : std::uint8_t {
+    barrier,
+    all_reduce_sum,
+    start_all_reduce_sum,
+    all_reduce_max,
+    broadcast,
+    all_gather,
+    start_reduce_scatter_sum,
+    start_all_gather,
+  };
 
   Kind kind = Kind::barrier;
   DType dtype = DType::float32;
   int root = 0;
-  std::size_t bytes = 0;
+  std::size_t bytes = 0;  ///< that each rank gives
 
   /// Non-negative; equal exactly if the calls are (up to 2^43 bytes and 2^14 roots).
   std::int64_t signature() const {
@@ -35,8 +44,9 @@ struct CollectiveCall {
             static_cast<int>((signature >> 43) & 0x3fff), static_cast<std::size_t>(signature) & kByteMask};
   }
   std::string_view name() const {
-    constexpr std::array<std::string_view, 6> kNames = {"barrier",        "all_reduce_sum", "start_all_reduce_sum",
-                                                        "all_reduce_max", "broadcast",      "all_gather"};
+    constexpr std::array<std::string_view, 8> kNames = {
+        "barrier",   "all_reduce_sum", "start_all_reduce_sum",     "all_reduce_max",
+        "broadcast", "all_gather",     "start_reduce_scatter_sum", "start_all_gather"};
     return kNames[static_cast<std::size_t>(kind)];
   }
   std::string describe() const {

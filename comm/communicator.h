@@ -38,13 +38,19 @@ class Communicator {
   virtual void all_reduce_sum(const Tensor& data) = 0;
   /// The same, progressing in the background on a thread of its own, in pieces that the transport likes.
   virtual std::unique_ptr<Request> start_all_reduce_sum(const Tensor& data) = 0;
+  /// `part` = rank r's part, the r-th of size() equal ones, of the sum of `whole` over all ranks; in the background. `whole` is
+  /// used up: what it holds afterwards is nothing in particular. `part` lies outside of it, or exactly at its own place there.
+  /// The types that all_reduce_sum knows; integer sums are exact.
+  virtual std::unique_ptr<Request> start_reduce_scatter_sum(const Tensor& whole, const Tensor& part) = 0;
   virtual void all_reduce_max(const Tensor& data) = 0;
   /// Copies `root`'s bytes to everybody.
   virtual void broadcast(const Tensor& data, int root) = 0;
   /// Rank r's `part` lands at part.bytes() * r of `whole`.
   virtual void all_gather(const Tensor& whole, const Tensor& part) = 0;
+  /// The same in the background. `part` may already lie at its place in `whole`.
+  virtual std::unique_ptr<Request> start_all_gather(const Tensor& whole, const Tensor& part) = 0;
   virtual void barrier() = 0;
-  /// Whether start_all_reduce_sum and wait() on device memory may be recorded (DeviceRuntime::record) and replayed.
+  /// Whether the `start_*` and wait() on device memory may be recorded (DeviceRuntime::record) and replayed.
   virtual bool recordable() const { return true; }
   /// Called each time when work with sums of device memory has been enqueued, recorded or not: a watchdog counts from here.
   virtual void work_enqueued() {}

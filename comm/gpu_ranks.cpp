@@ -101,14 +101,14 @@ void* open_library(std::span<const std::string> places, const std::string& advic
   throw UsageError(concat("none of these could be loaded: ", tried, " (", reason, "); ", advice));
 }
 
-std::size_t CollectiveLog::add(const TensorType& type, bool recorded, double now) {
+std::size_t CollectiveLog::add(const char* operation, const TensorType& type, bool recorded, double now) {
   const std::lock_guard lock(mutex_);
   if (!building_) {
     building_ = true;
     open_ = {.first = next_, .collectives = {}, .since = now};
   }
   running_ = !recorded;
-  open_.collectives.push_back(type);
+  open_.collectives.push_back({operation, type});
   return open_.collectives.size();
 }
 
@@ -156,13 +156,14 @@ std::optional<CollectiveLog::Stuck> CollectiveLog::stuck(double now, double limi
   return Stuck{.number = piece->first + static_cast<std::int64_t>(index),
                .position = index + 1,
                .of = piece->collectives.size(),
-               .type = piece->collectives[index],
+               .operation = piece->collectives[index].operation,
+               .type = piece->collectives[index].type,
                .seconds = seconds};
 }
 
 std::string describe_stuck(const CollectiveLog::Stuck& stuck, int rank, int size, const std::string& host) {
-  return concat("rank ", rank, " of ", size, " on ", host, " waits for all_reduce_sum number ", stuck.number, " (", stuck.type,
-                ", ", stuck.position, " of ", stuck.of, " in its step): nothing has moved for ",
+  return concat("rank ", rank, " of ", size, " on ", host, " waits for ", stuck.operation, ", collective number ", stuck.number,
+                " (", stuck.type, ", ", stuck.position, " of ", stuck.of, " in its step): nothing has moved for ",
                 static_cast<std::int64_t>(stuck.seconds),
                 " s. A rank that reports a smaller number, or nothing, is the one that ",
                 "hangs. ATTAMBA_TIMEOUT sets how many seconds are waited, 0 for ever");

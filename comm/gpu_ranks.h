@@ -46,12 +46,14 @@ class CollectiveLog {
   struct Stuck {
     std::int64_t number = 0;  ///< of the collective that comes next
     std::size_t position = 0, of = 0;
+    const char* operation = "";
     TensorType type;
     double seconds = 0;  ///< since anything moved
   };
 
   /// The next collective of the piece being enqueued; returns its position. `recorded`: it runs later, when it is replayed.
-  std::size_t add(const TensorType& type, bool recorded, double now);
+  /// `operation` is its name, which lasts.
+  std::size_t add(const char* operation, const TensorType& type, bool recorded, double now);
   /// All of the piece is enqueued: what `add` was told since the last piece or, in a replay, when it was recorded.
   void close_piece(double now);
   /// What the device has done: the pieces finished since the last call, and its position.
@@ -60,9 +62,13 @@ class CollectiveLog {
   std::optional<Stuck> stuck(double now, double limit) const;
 
  private:
+  struct Collective {
+    const char* operation = "";
+    TensorType type;
+  };
   struct Piece {
     std::int64_t first = 1;  ///< number of its first collective
-    std::vector<TensorType> collectives;
+    std::vector<Collective> collectives;
     double since = 0;
   };
   const Piece* oldest() const;

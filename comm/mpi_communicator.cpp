@@ -7,6 +7,7 @@
 #include <cstddef>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <exception>
 #include <iostream>
 #include <thread>
@@ -205,7 +206,7 @@ void MpiCommunicator::meet(MPI_Comm group, const Call& call) const {
 
 void MpiCommunicator::sum_in_pieces(Lane lane, const Tensor& data, const Call& call) {
   const CollectiveProgress::Inside inside(progress(), lane, call);
-  const MPI_Comm group = lane == Lane::background ? background_ : foreground_;
+  const MPI_Comm group = group_of(lane);
   meet(group, call);
   const std::size_t width = size_of(data.dtype());
   auto* begin = static_cast<std::byte*>(data.data);
@@ -225,6 +226,32 @@ std::unique_ptr<Request> MpiCommunicator::start_all_reduce_sum(const Tensor& dat
   comm_checks::reducible("start_all_reduce_sum", data);
   const Call call{Call::Kind::start_all_reduce_sum, data.dtype(), 0, data.bytes()};
   return worker_->post([this, data, call] { sum_in_pieces(Lane::background, data, call); });
+}
+
+/// MPI wants the parts of a piece next to each other, and what it reads apart from what it writes, so pieces are copied first.
+void MpiCommunicator::scatter_in_pieces(const Tensor& whole, const Tensor& part, const Call& call) {
+  const CollectiveProgress::Inside inside(progress(), Lane::background, call);
+  meet(background_, call);
+  const std::size_t width = size_of(part.dtype()), ranks = static_cast<std::size_t>(size_);
+  const std::size_t piece = std::max<std::size_t>(1, kPieceBytes / width / ranks);
+  const auto* from = static_cast<const std::byte*>(whole.data);
+  auto* to = static_cast<std::byte*>(part.data);
+  std::vector<std::byte> packed(std::min(whole.bytes(), piece * width * ranks));
+  for_pieces(part.bytes() / width, piece, [&](std::size_t offset, int length) {
+    const std::size_t bytes = static_cast<std::size_t>(length) * width;
+    for (std::size_t r = 0; r < ranks; ++r) {
+      std::memcpy(packed.data() + r * bytes, from + r * part.bytes() + offset * width, bytes);
+    }
+    check(MPI_Reduce_scatter_block(packed.data(), to + offset * width, length, sum_type(part.dtype()), MPI_SUM, background_),
+          call);
+  });
+}
+
+std::unique_ptr<Request> MpiCommunicator::start_reduce_scatter_sum(const Tensor& whole, const Tensor& part) {
+  comm_checks::in_host_memory("start_reduce_scatter_sum", whole);
+  comm_checks::scatterable("start_reduce_scatter_sum", whole, part, rank_, size_);
+  const Call call{Call::Kind::start_reduce_scatter_sum, whole.dtype(), 0, whole.bytes()};
+  return worker_->post([this, whole, part, call] { scatter_in_pieces(whole, part, call); });
 }
 
 void MpiCommunicator::all_reduce_max(const Tensor& data) {
@@ -255,13 +282,10 @@ void MpiCommunicator::broadcast(const Tensor& data, int root) {
   });
 }
 
-void MpiCommunicator::all_gather(const Tensor& whole, const Tensor& part) {
-  comm_checks::in_host_memory("all_gather", whole);
-  comm_checks::in_host_memory("all_gather", part);
-  comm_checks::gatherable(whole, part, rank_, size_);
-  const Call call{Call::Kind::all_gather, part.dtype(), 0, part.bytes()};
-  const CollectiveProgress::Inside inside(progress(), Lane::foreground, call);
-  meet(foreground_, call);
+void MpiCommunicator::gather_in_pieces(Lane lane, const Tensor& whole, const Tensor& part, const Call& call) {
+  const CollectiveProgress::Inside inside(progress(), lane, call);
+  const MPI_Comm group = group_of(lane);
+  meet(group, call);
   auto* to = static_cast<std::byte*>(whole.data);
   const auto* from = static_cast<const std::byte*>(part.data);
   const bool in_place = from == to + part.bytes() * static_cast<std::size_t>(rank_);
@@ -272,12 +296,24 @@ void MpiCommunicator::all_gather(const Tensor& whole, const Tensor& part) {
     check(MPI_Type_contiguous(length, MPI_BYTE, &bytes), call);
     check(MPI_Type_create_resized(bytes, 0, static_cast<MPI_Aint>(part.bytes()), &spaced), call);
     check(MPI_Type_commit(&spaced), call);
-    const int code =
-        MPI_Allgather(in_place ? MPI_IN_PLACE : from + offset, length, MPI_BYTE, to + offset, 1, spaced, foreground_);
+    const int code = MPI_Allgather(in_place ? MPI_IN_PLACE : from + offset, length, MPI_BYTE, to + offset, 1, spaced, group);
     MPI_Type_free(&spaced);
     MPI_Type_free(&bytes);
     check(code, call);
   });
+}
+
+void MpiCommunicator::all_gather(const Tensor& whole, const Tensor& part) {
+  comm_checks::in_host_memory("all_gather", whole);
+  comm_checks::is_part("all_gather", whole, part, rank_, size_);
+  gather_in_pieces(Lane::foreground, whole, part, {Call::Kind::all_gather, part.dtype(), 0, part.bytes()});
+}
+
+std::unique_ptr<Request> MpiCommunicator::start_all_gather(const Tensor& whole, const Tensor& part) {
+  comm_checks::in_host_memory("start_all_gather", whole);
+  comm_checks::is_part("start_all_gather", whole, part, rank_, size_);
+  const Call call{Call::Kind::start_all_gather, part.dtype(), 0, part.bytes()};
+  return worker_->post([this, whole, part, call] { gather_in_pieces(Lane::background, whole, part, call); });
 }
 
 void MpiCommunicator::barrier() {

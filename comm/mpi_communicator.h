@@ -46,11 +46,12 @@ class MpiCommunicator final : public Communicator {
 
   void all_reduce_sum(const Tensor& data) override;
   std::unique_ptr<Request> start_all_reduce_sum(const Tensor& data) override;
+  std::unique_ptr<Request> start_reduce_scatter_sum(const Tensor& whole, const Tensor& part) override;
   /// A NaN on any rank gives NaN on all.
   void all_reduce_max(const Tensor& data) override;
   void broadcast(const Tensor& data, int root) override;
-  /// `part` may already lie at its place in `whole`.
   void all_gather(const Tensor& whole, const Tensor& part) override;
+  std::unique_ptr<Request> start_all_gather(const Tensor& whole, const Tensor& part) override;
   void barrier() override;
   [[noreturn]] void abort(int exit_code) override;
 
@@ -66,7 +67,10 @@ class MpiCommunicator final : public Communicator {
 
   void meet(MPI_Comm group, const Call& call) const;
   void check(int code, const Call& call) const;
+  MPI_Comm group_of(Lane lane) const { return lane == Lane::background ? background_ : foreground_; }
   void sum_in_pieces(Lane lane, const Tensor& data, const Call& call);
+  void scatter_in_pieces(const Tensor& whole, const Tensor& part, const Call& call);
+  void gather_in_pieces(Lane lane, const Tensor& whole, const Tensor& part, const Call& call);
 
   Session session_;
   MPI_Comm foreground_ = MPI_COMM_NULL;

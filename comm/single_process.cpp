@@ -15,6 +15,12 @@ class FinishedRequest final : public Request {
   void wait() override {}
 };
 
+void copy(const Tensor& to, const Tensor& from) {
+  if (from.bytes() != 0 && to.data != from.data) {
+    std::memcpy(to.data, from.data, from.bytes());
+  }
+}
+
 }  // namespace
 
 void SingleProcess::all_reduce_sum(const Tensor& data) {
@@ -36,11 +42,22 @@ void SingleProcess::broadcast(const Tensor& data, int root) {
 
 void SingleProcess::all_gather(const Tensor& whole, const Tensor& part) {
   comm_checks::in_host_memory("all_gather", whole);
-  comm_checks::in_host_memory("all_gather", part);
-  comm_checks::gatherable(whole, part, rank(), size());
-  if (part.bytes() != 0 && whole.data != part.data) {
-    std::memcpy(whole.data, part.data, part.bytes());
-  }
+  comm_checks::is_part("all_gather", whole, part, rank(), size());
+  copy(whole, part);
+}
+
+std::unique_ptr<Request> SingleProcess::start_all_gather(const Tensor& whole, const Tensor& part) {
+  comm_checks::in_host_memory("start_all_gather", whole);
+  comm_checks::is_part("start_all_gather", whole, part, rank(), size());
+  copy(whole, part);
+  return std::make_unique<FinishedRequest>();
+}
+
+std::unique_ptr<Request> SingleProcess::start_reduce_scatter_sum(const Tensor& whole, const Tensor& part) {
+  comm_checks::in_host_memory("start_reduce_scatter_sum", whole);
+  comm_checks::scatterable("start_reduce_scatter_sum", whole, part, rank(), size());
+  copy(part, whole);
+  return std::make_unique<FinishedRequest>();
 }
 
 void SingleProcess::abort(int exit_code) {

@@ -1,6 +1,7 @@
 #include "comm/staged_communicator.h"
 
 #include <cstdlib>
+#include <optional>
 #include <utility>
 
 #include "comm/checks.h"
@@ -64,11 +65,18 @@ class StagedCommunicator::Stage {
   Buffers::node_type buffer_;
 };
 
+/// `given` is fetched, then `start(given, result)` begins the host's collective, whose result is put back. A collective in
+/// place gives and gets the same tensor.
 class StagedCommunicator::StagedRequest final : public Request {
  public:
-  StagedRequest(StagedCommunicator& owner, const Tensor& data) : stage_(owner, data) {
-    stage_.fetch();
-    sum_ = owner.host_.start_all_reduce_sum(stage_.host());
+  template <class Start>
+  StagedRequest(StagedCommunicator& owner, const Tensor& given, const Tensor& result, const Start& start)
+      : given_(owner, given) {
+    if (result.data != given.data || result.bytes() != given.bytes()) {
+      result_.emplace(owner, result);
+    }
+    given_.fetch();  // everything that the device was to read from page-locked memory it has read then
+    pending_ = start(given_.host(), stage_of_result().host());
   }
   ~StagedRequest() override {
     try {
@@ -77,16 +85,19 @@ class StagedCommunicator::StagedRequest final : public Request {
     }
   }
   void wait() override {
-    if (sum_) {
-      const std::unique_ptr<Request> sum = std::move(sum_);
-      sum->wait();
-      stage_.put_back();
+    if (pending_) {
+      const std::unique_ptr<Request> pending = std::move(pending_);
+      pending->wait();
+      stage_of_result().put_back();
     }
   }
 
  private:
-  Stage stage_;
-  std::unique_ptr<Request> sum_;
+  const Stage& stage_of_result() const { return result_ ? *result_ : given_; }
+
+  Stage given_;
+  std::optional<Stage> result_;
+  std::unique_ptr<Request> pending_;
 };
 
 StagedCommunicator::StagedCommunicator(Communicator& host) : host_(host) {}
@@ -118,7 +129,27 @@ std::unique_ptr<Request> StagedCommunicator::start_all_reduce_sum(const Tensor& 
   if (data.device == Device::cpu) {
     return host_.start_all_reduce_sum(data);
   }
-  return std::make_unique<StagedRequest>(*this, data);
+  return std::make_unique<StagedRequest>(
+      *this, data, data, [this](const Tensor& given, const Tensor&) { return host_.start_all_reduce_sum(given); });
+}
+
+std::unique_ptr<Request> StagedCommunicator::start_reduce_scatter_sum(const Tensor& whole, const Tensor& part) {
+  comm_checks::scatterable("start_reduce_scatter_sum", whole, part, rank(), size());
+  if (whole.device == Device::cpu) {
+    return host_.start_reduce_scatter_sum(whole, part);
+  }
+  return std::make_unique<StagedRequest>(*this, whole, part, [this](const Tensor& given, const Tensor& result) {
+    return host_.start_reduce_scatter_sum(given, result);
+  });
+}
+
+std::unique_ptr<Request> StagedCommunicator::start_all_gather(const Tensor& whole, const Tensor& part) {
+  comm_checks::is_part("start_all_gather", whole, part, rank(), size());
+  if (whole.device == Device::cpu) {
+    return host_.start_all_gather(whole, part);
+  }
+  return std::make_unique<StagedRequest>(
+      *this, part, whole, [this](const Tensor& given, const Tensor& result) { return host_.start_all_gather(result, given); });
 }
 
 void StagedCommunicator::all_reduce_max(const Tensor& data) {
@@ -144,7 +175,7 @@ void StagedCommunicator::broadcast(const Tensor& data, int root) {
 }
 
 void StagedCommunicator::all_gather(const Tensor& whole, const Tensor& part) {
-  comm_checks::gatherable(whole, part, rank(), size());
+  comm_checks::is_part("all_gather", whole, part, rank(), size());
   const Stage all(*this, whole);
   const Stage own(*this, part);
   own.fetch();

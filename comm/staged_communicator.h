@@ -11,8 +11,9 @@
 namespace attamba {
 
 /// Hands host memory to `host` as it is. What lies in a device's memory is copied to page-locked memory, goes through `host`,
-/// and is copied back: start_all_reduce_sum waits until the device has made its copy, sums in the background, and wait()
-/// enqueues the copy back. So values are `host`'s, bit for bit. All calls come from one thread; `host` outlives this.
+/// and is copied back: a `start_*` waits until the device has made its copy, goes on in the background, and wait() enqueues the
+/// copy back. So values are `host`'s, bit for bit. All calls come from one thread; `host` outlives this. Requests must not
+/// outlive this object.
 class StagedCommunicator final : public Communicator {
  public:
   explicit StagedCommunicator(Communicator& host);
@@ -27,11 +28,12 @@ class StagedCommunicator final : public Communicator {
   std::string description() const override;
 
   void all_reduce_sum(const Tensor& data) override;
-  /// The request must not outlive this object.
   std::unique_ptr<Request> start_all_reduce_sum(const Tensor& data) override;
+  std::unique_ptr<Request> start_reduce_scatter_sum(const Tensor& whole, const Tensor& part) override;
   void all_reduce_max(const Tensor& data) override;
   void broadcast(const Tensor& data, int root) override;
   void all_gather(const Tensor& whole, const Tensor& part) override;
+  std::unique_ptr<Request> start_all_gather(const Tensor& whole, const Tensor& part) override;
   void barrier() override { host_.barrier(); }
   bool recordable() const override { return false; }
   CollectiveProgress& progress() override { return host_.progress(); }

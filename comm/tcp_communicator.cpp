@@ -40,10 +40,16 @@ struct Parts {
 std::size_t bytes_to_lead(const CollectiveCall& call, int rank) {
   return call.kind == Kind::broadcast && rank != call.root ? 0 : call.bytes;
 }
-std::size_t bytes_from_lead(const CollectiveCall& call, int rank, int size) {
-  return call.kind == Kind::all_gather                       ? call.bytes * static_cast<std::size_t>(size)
-         : call.kind == Kind::broadcast && rank == call.root ? 0
-                                                             : call.bytes;
+bool gathers(const CollectiveCall& call) {
+  return call.kind == Kind::all_gather || call.kind == Kind::start_all_gather;
+}
+/// What a rank gets back, of all that rank 0 has.
+Bytes part_from_lead(const CollectiveCall& call, int rank, int size, Bytes result) {
+  if (call.kind == Kind::start_reduce_scatter_sum) {
+    const std::size_t part = call.bytes / static_cast<std::size_t>(size);
+    return result.subspan(part * static_cast<std::size_t>(rank), part);
+  }
+  return call.kind == Kind::broadcast && rank == call.root ? Bytes() : result;
 }
 
 template <class T>
@@ -85,7 +91,7 @@ std::string TcpCommunicator::description() const {
 }
 
 bool TcpCommunicator::small(const Call& call) const {
-  return call.bytes * (call.kind == Kind::all_gather ? static_cast<std::size_t>(size_) : 1) <= kSmallBytes;
+  return call.bytes * (gathers(call) ? static_cast<std::size_t>(size_) : 1) <= kSmallBytes;
 }
 
 void TcpCommunicator::meet(Side& side, const Call& call, Bytes own, Bytes result) {
@@ -114,7 +120,7 @@ void TcpCommunicator::follow(TcpChannel& channel, const Call& call, std::span<co
     throw Error(Call::describe_disagreement(signatures, rank_));
   }
   if (small(call)) {
-    channel.receive(0, result.first(bytes_from_lead(call, rank_, size_)));
+    channel.receive(0, part_from_lead(call, rank_, size_, result));
   }
 }
 
@@ -137,7 +143,7 @@ void TcpCommunicator::lead(TcpChannel& channel, const Call& call, Bytes result) 
       }
       if (call.kind == Kind::broadcast) {
         std::memcpy(result.data(), given[peer].data(), call.bytes);
-      } else if (call.kind == Kind::all_gather) {
+      } else if (gathers(call)) {
         std::memcpy(result.data() + peer * call.bytes, given[peer].data(), call.bytes);
       } else {
         attamba::reduce(call.kind == Kind::all_reduce_max ? Reduction::max : Reduction::sum, call.dtype, sum,
@@ -155,7 +161,7 @@ void TcpCommunicator::lead(TcpChannel& channel, const Call& call, Bytes result) 
     if (agreed == 0) {
       append(message, std::as_bytes(std::span(signatures)));
     } else if (small(call)) {
-      append(message, result.first(bytes_from_lead(call, peer, size_)));
+      append(message, part_from_lead(call, peer, size_, result));
     }
     channel.send(static_cast<std::size_t>(peer), message);
   }
@@ -269,19 +275,82 @@ void TcpCommunicator::broadcast(const Tensor& data, int root) {
   foreground_->channel.move(incoming, outgoing);
 }
 
+/// Piece by piece: each rank sends every other one its share of that one's part, and adds what comes to its own.
+void TcpCommunicator::scatter(Side& side, const Call& call, const Tensor& whole, const Tensor& part) {
+  const CollectiveProgress::Inside inside(progress(), side.lane, call);
+  meet(side, call, bytes_of(whole), bytes_of(whole));
+  const std::size_t ranks = static_cast<std::size_t>(size_), own = static_cast<std::size_t>(rank_), total = part.bytes();
+  std::byte* const begin = bytes_of(whole).data();
+  std::byte* const place = begin + own * total;
+  if (!small(call)) {
+    const std::size_t longest =
+        std::min(total, std::max(kLeastPieceBytes, kPieceBytes / ranks) / sizeof(double) * sizeof(double));
+    std::vector<std::byte> scratch(longest * ranks);
+    for (std::size_t offset = 0; offset < total; offset += longest) {
+      const std::size_t bytes = std::min(longest, total - offset);
+      std::vector<std::size_t> arrived(ranks), sent(ranks);
+      std::vector<Incoming> incoming;
+      std::vector<Outgoing> outgoing;
+      for (std::size_t peer = 0; peer < ranks; ++peer) {
+        if (peer == own) {
+          continue;
+        }
+        incoming.push_back(
+            {.peer = peer,
+             .left = bytes,
+             .space = [&, peer] { return Bytes(scratch).subspan(peer * longest + arrived[peer], bytes - arrived[peer]); },
+             .got = [&, peer](std::size_t count) { arrived[peer] += count; }});
+        outgoing.push_back(
+            {.peer = peer,
+             .left = bytes,
+             .ready = [&, peer] { return Bytes(begin + peer * total + offset + sent[peer], bytes - sent[peer]); },
+             .sent = [&, peer](std::size_t count) { sent[peer] += count; }});
+      }
+      side.channel.move(incoming, outgoing);
+      std::memcpy(scratch.data() + own * longest, place + offset, bytes);
+      for (std::size_t rank = 1; rank < ranks; ++rank) {
+        attamba::reduce(Reduction::sum, part.dtype(), scratch.data() + (rank - 1) * longest, scratch.data() + rank * longest,
+                        bytes / size_of(part.dtype()));
+      }
+      std::memcpy(place + offset, scratch.data() + (ranks - 1) * longest, bytes);
+    }
+  }
+  if (total != 0 && part.data != place) {
+    std::memcpy(part.data, place, total);
+  }
+}
+
+std::unique_ptr<Request> TcpCommunicator::start_reduce_scatter_sum(const Tensor& whole, const Tensor& part) {
+  comm_checks::in_host_memory("start_reduce_scatter_sum", whole);
+  comm_checks::scatterable("start_reduce_scatter_sum", whole, part, rank_, size_);
+  return worker_->post([this, whole, part] {
+    scatter(*background_, {Kind::start_reduce_scatter_sum, whole.dtype(), 0, whole.bytes()}, whole, part);
+  });
+}
+
 void TcpCommunicator::all_gather(const Tensor& whole, const Tensor& part) {
   comm_checks::in_host_memory("all_gather", whole);
-  comm_checks::in_host_memory("all_gather", part);
-  comm_checks::gatherable(whole, part, rank_, size_);
+  comm_checks::is_part("all_gather", whole, part, rank_, size_);
+  gather(*foreground_, {Kind::all_gather, part.dtype(), 0, part.bytes()}, whole, part);
+}
+
+std::unique_ptr<Request> TcpCommunicator::start_all_gather(const Tensor& whole, const Tensor& part) {
+  comm_checks::in_host_memory("start_all_gather", whole);
+  comm_checks::is_part("start_all_gather", whole, part, rank_, size_);
+  return worker_->post([this, whole, part] {
+    gather(*background_, {Kind::start_all_gather, part.dtype(), 0, part.bytes()}, whole, part);
+  });
+}
+
+void TcpCommunicator::gather(Side& side, const Call& call, const Tensor& whole, const Tensor& part) {
   const std::size_t bytes = part.bytes();
   auto* const begin = static_cast<std::byte*>(whole.data);
   std::byte* const place = begin + bytes * static_cast<std::size_t>(rank_);
   if (bytes != 0 && place != part.data) {
     std::memcpy(place, part.data, bytes);
   }
-  const Call call{Kind::all_gather, part.dtype(), 0, bytes};
-  const CollectiveProgress::Inside inside(progress(), foreground_->lane, call);
-  meet(*foreground_, call, bytes_of(part), bytes_of(whole));
+  const CollectiveProgress::Inside inside(progress(), side.lane, call);
+  meet(side, call, bytes_of(part), bytes_of(whole));
   if (small(call)) {
     return;
   }
@@ -316,7 +385,7 @@ void TcpCommunicator::all_gather(const Tensor& whole, const Tensor& part) {
   };
   add_way(right, before, before - 1, behind > 0, before + 1);
   add_way(left, behind, before + 1, before > 0, before - 1);
-  foreground_->channel.move(incoming, outgoing);
+  side.channel.move(incoming, outgoing);
 }
 
 void TcpCommunicator::barrier() {

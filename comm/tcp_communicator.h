@@ -21,13 +21,16 @@ namespace attamba {
 /// travels along, and the result comes with the answer. Large data then moves along the chain of ranks 0, 1, ..., N - 1, in
 /// pieces: each rank adds its own to what comes from the left and passes it to the right; from the last rank results travel
 /// back, on the other direction of the same connections, while later pieces are still on their way. So each sum is
-/// ((x0 + x1) + x2) + ..., whatever its size, and each connection carries the data once in each direction.
+/// ((x0 + x1) + x2) + ..., whatever its size, and each connection carries the data once in each direction. Sums of which each
+/// rank wants a part alone go straight to that rank, which adds them up in the same order.
 ///
 /// Who ends the job when a rank fails: as with MPI (comm/mpi_communicator.h); the other ranks find its connections closed.
 class TcpCommunicator final : public Communicator {
  public:
   /// What travels with the announcement.
   static constexpr std::size_t kSmallBytes = std::size_t{16} << 10;
+  /// Of a sum in parts, what all ranks send to one at a time together; but not less than the smaller number from each.
+  static constexpr std::size_t kPieceBytes = std::size_t{4} << 20, kLeastPieceBytes = std::size_t{64} << 10;
 
   explicit TcpCommunicator(const TcpLaunch& launch);
   ~TcpCommunicator() override;
@@ -42,10 +45,12 @@ class TcpCommunicator final : public Communicator {
 
   void all_reduce_sum(const Tensor& data) override;
   std::unique_ptr<Request> start_all_reduce_sum(const Tensor& data) override;
+  std::unique_ptr<Request> start_reduce_scatter_sum(const Tensor& whole, const Tensor& part) override;
   /// A NaN on any rank gives NaN on all.
   void all_reduce_max(const Tensor& data) override;
   void broadcast(const Tensor& data, int root) override;
   void all_gather(const Tensor& whole, const Tensor& part) override;
+  std::unique_ptr<Request> start_all_gather(const Tensor& whole, const Tensor& part) override;
   void barrier() override;
   [[noreturn]] void abort(int exit_code) override;
 
@@ -65,6 +70,8 @@ class TcpCommunicator final : public Communicator {
   void follow(TcpChannel& channel, const Call& call, std::span<const std::byte> own, std::span<std::byte> result);
   void reduce(Side& side, const Call& call, Reduction operation, const Tensor& data);
   void reduce_along_the_chain(TcpChannel& channel, Reduction operation, const Tensor& data);
+  void scatter(Side& side, const Call& call, const Tensor& whole, const Tensor& part);
+  void gather(Side& side, const Call& call, const Tensor& whole, const Tensor& part);
 
   int rank_ = 0;
   int size_ = 1;

@@ -29,7 +29,7 @@ namespace attamba {
 namespace {
 
 constexpr double kBlockSeconds = 0.05;                        ///< least time that one side runs before the other's turn
-constexpr auto kPause = std::chrono::milliseconds(30);        ///< waiting threads of either library spin about that long
+constexpr auto kPause = std::chrono::milliseconds(100);       ///< waiting threads of either library spin for 30 and more
 constexpr std::int64_t kLossChunk = 512, kLossTokens = 1024;  ///< tokens of the loss's products, and of the loss itself
 constexpr double kQuiet = 0.1;                                ///< turns of an idle machine differ by less
 constexpr double kNever = std::numeric_limits<double>::infinity();

@@ -14,7 +14,7 @@
 set -uo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-out=gpu-check device=cuda budget=570 only=. program="" kernels_check="" tokens="" python=python3
+out=gpu-check device=cuda budget=540 only=. program="" kernels_check="" tokens="" python=python3
 while (($# > 0)); do
   (($# > 1)) || { echo "gpu_check: $1 needs a value, or is no option; the head of this script explains them" >&2; exit 2; }
   case $1 in

@@ -8,6 +8,7 @@ Exits 1 when a step failed or something is wrong; speeds that miss their goal ar
 import json
 import math
 import re
+import statistics
 import sys
 from pathlib import Path
 
@@ -60,6 +61,16 @@ def curves(folder):
     return {"steps": len(common), "first_loss": cpu[common[0]], "last_loss_cpu": cpu[common[-1]],
             "last_loss_device": device[common[-1]], "largest_relative_difference": max(differences),
             "mean_relative_difference": sum(differences) / len(differences)}
+
+
+def training(folder):
+    rows = json_lines(folder / "runs/train/metrics.jsonl")
+    logged = [row for row in rows if "loss" in row]
+    if not logged:
+        return None
+    return {"steps": logged[-1]["step"], "first_loss": logged[0]["loss"], "last_loss": logged[-1]["loss"],
+            "eval_loss": [row["eval_loss"] for row in rows if "eval_loss" in row],
+            "tokens_per_s_median": statistics.median(row["tokens_per_s"] for row in logged if "tokens_per_s" in row)}
 
 
 def compared(log):
@@ -139,9 +150,9 @@ def main():
     for name in ("torch_attamba", "torch_transformer"):
         results[name] = (json_lines(folder / f"{name}.log") or [None])[0]
     results["curves"] = curves(folder)
-    results["attention_speedups"] = attention_speedups(results.get("bench_kernels"), results["torch_attention"])
     results["compare"] = compared(folder / "compare.log")
-    results["train"] = json_lines(folder / "runs/train/metrics.jsonl")[-2:]
+    results["attention_speedups"] = attention_speedups(results.get("bench_kernels"), results["torch_attention"])
+    results["train"] = training(folder)
     environment = folder / "environment.log"
     text = environment.read_text(errors="replace") if environment.exists() else ""
     version = re.search(r"^attamba .*", text, re.M)
@@ -150,7 +161,8 @@ def main():
     failed = [name for name, step in steps.items() if step["exit_code"] != 0 and not step["skipped"]]
     # A peer, a sanitizer or a benchmark that does not run is a failed step; a result that is wrong is a goal not reached.
     report = {
-        "version": version and version[0], "device": device, "chip": chip and chip[1], "seconds": seconds,
+        "version": version and version[0], "device": device, "chip": chip[1] if chip else None,
+        "device_description": (results.get("bench_kernels") or {}).get("device"), "seconds": seconds,
         "environment": text.splitlines(), "goals": goals, "failed_steps": failed,
         "skipped_steps": [name for name, step in steps.items() if step["skipped"]], "steps": steps, "results": results,
     }
@@ -159,7 +171,7 @@ def main():
         measured = goal["measured"]
         measured = "not measured" if measured is None else f"{measured:.4g}" if isinstance(measured, float) else measured
         verdict = {True: "reached", False: "MISSED", None: "-"}[goal["reached"]]
-        print(f"  {goal['goal'][:78]:78} {measured:>14} {goal['target']:>12}  {verdict}")
+        print(f"  {goal['goal'][:88]:88} {measured:>14} {goal['target']:>12}  {verdict}")
     print(f"{folder}/report.json: {len(steps)} steps in {seconds:.0f} s, {len(failed)} failed"
           + (f" ({', '.join(failed)})" if failed else ""))
     wrong = [g["goal"] for g in goals if g["kind"] == "right" and g["reached"] is False]

@@ -105,6 +105,8 @@ class NcclCommunicator final : public Communicator {
 
   void all_reduce_sum(const Tensor& data) override;
   std::unique_ptr<Request> start_all_reduce_sum(const Tensor& data) override;
+  std::unique_ptr<Request> start_reduce_scatter_sum(const Tensor& whole, const Tensor& part) override;
+  std::unique_ptr<Request> start_all_gather(const Tensor& whole, const Tensor& part) override;
   void all_reduce_max(const Tensor& data) override { staged_.all_reduce_max(data); }
   void broadcast(const Tensor& data, int root) override { staged_.broadcast(data, root); }
   void all_gather(const Tensor& whole, const Tensor& part) override { staged_.all_gather(whole, part); }
@@ -114,8 +116,10 @@ class NcclCommunicator final : public Communicator {
   [[noreturn]] void abort(int exit_code) override;
 
  private:
-  class Sum;
+  class Pending;
 
+  template <class Enqueue>
+  std::unique_ptr<Request> start(const char* operation, const TensorType& type, const Enqueue& enqueue);
   void connect();
   void check_nccl(ncclResult_t result, const char* operation) const;
   void watch();
@@ -130,7 +134,7 @@ class NcclCommunicator final : public Communicator {
   const double limit_ = seconds_from_environment("ATTAMBA_TIMEOUT", kDefaultTimeout);
   const int exceptions_at_start_ = std::uncaught_exceptions();
   cudaStream_t compute_ = nullptr;  ///< the runtime's
-  cudaStream_t stream_ = nullptr;   ///< for sums
+  cudaStream_t stream_ = nullptr;   ///< for collectives
   cudaEvent_t ready_ = nullptr;
   std::vector<cudaEvent_t> free_events_;  ///< of requests
   ncclComm_t nccl_comm_ = nullptr;
@@ -147,11 +151,11 @@ class NcclCommunicator final : public Communicator {
   std::thread watchdog_;
 };
 
-/// In flight from the event that says its sum is there until the compute stream has been told to wait for it.
-class NcclCommunicator::Sum final : public Request {
+/// In flight from the event that says its result is there until the compute stream has been told to wait for it.
+class NcclCommunicator::Pending final : public Request {
  public:
-  Sum(NcclCommunicator& owner, cudaEvent_t done) : owner_(owner), done_(done) {}
-  ~Sum() override {
+  Pending(NcclCommunicator& owner, cudaEvent_t done) : owner_(owner), done_(done) {}
+  ~Pending() override {
     try {
       wait();
     } catch (const std::exception&) {  // whoever did not wait did not want to know
@@ -161,7 +165,7 @@ class NcclCommunicator::Sum final : public Request {
     if (done_ != nullptr) {
       const cudaEvent_t done = std::exchange(done_, nullptr);
       owner_.free_events_.push_back(done);  // free to be recorded again: waiting refers to what was recorded last
-      check(cudaStreamWaitEvent(owner_.compute_, done, 0), "all_reduce_sum");
+      check(cudaStreamWaitEvent(owner_.compute_, done, 0), "wait for a collective");
     }
   }
 
@@ -266,34 +270,61 @@ void NcclCommunicator::all_reduce_sum(const Tensor& data) {
   work_enqueued();
 }
 
-std::unique_ptr<Request> NcclCommunicator::start_all_reduce_sum(const Tensor& data) {
-  comm_checks::reducible("start_all_reduce_sum", data);
-  if (data.device == Device::cpu) {
-    return host_.start_all_reduce_sum(data);
-  }
+/// `enqueue` hands the collective to NCCL.
+template <class Enqueue>
+std::unique_ptr<Request> NcclCommunicator::start(const char* operation, const TensorType& type, const Enqueue& enqueue) {
   cudaStreamCaptureStatus capture = cudaStreamCaptureStatusNone;
   check(cudaStreamIsCapturing(compute_, &capture), "CUDA stream");
-  const std::size_t position = log_.add(data.type, capture != cudaStreamCaptureStatusNone, seconds_now());
+  const std::size_t position = log_.add(operation, type, capture != cudaStreamCaptureStatusNone, seconds_now());
   if (free_events_.empty()) {
     free_events_.push_back(make_event());
   }
   const cudaEvent_t done = free_events_.back();
   free_events_.pop_back();
-  // The sum begins when the kernels enqueued so far are done, and then says how far it has come.
-  check(cudaEventRecord(ready_, compute_), "all_reduce_sum");
-  check(cudaStreamWaitEvent(stream_, ready_, 0), "all_reduce_sum");
-  check_nccl(nccl_.all_reduce(data.data, data.data, static_cast<std::size_t>(data.elements()), nccl_type(data.dtype()), ncclSum,
-                              nccl_comm_, stream_),
-             "ncclAllReduce");
+  // It begins when the kernels enqueued so far are done, and then says how far it has come.
+  check(cudaEventRecord(ready_, compute_), operation);
+  check(cudaStreamWaitEvent(stream_, ready_, 0), operation);
+  check_nccl(enqueue(), operation);
   check(cudaMemcpyAsync(const_cast<std::uint32_t*>(position_), numbers_ + std::min(position, kMostPositions),
                         sizeof(std::uint32_t), cudaMemcpyDeviceToHost, stream_),
-        "all_reduce_sum");
-  check(cudaEventRecord(done, stream_), "all_reduce_sum");
-  return std::make_unique<Sum>(*this, done);
+        operation);
+  check(cudaEventRecord(done, stream_), operation);
+  return std::make_unique<Pending>(*this, done);
 }
 
-/// The compute stream has been told to wait for all of the piece's sums, so its position may be set back, and an event there is
-/// the piece's end.
+std::unique_ptr<Request> NcclCommunicator::start_all_reduce_sum(const Tensor& data) {
+  comm_checks::reducible("start_all_reduce_sum", data);
+  if (data.device == Device::cpu) {
+    return host_.start_all_reduce_sum(data);
+  }
+  return start("all_reduce_sum", data.type, [&] {
+    return nccl_.all_reduce(data.data, data.data, static_cast<std::size_t>(data.elements()), nccl_type(data.dtype()), ncclSum,
+                            nccl_comm_, stream_);
+  });
+}
+
+std::unique_ptr<Request> NcclCommunicator::start_reduce_scatter_sum(const Tensor& whole, const Tensor& part) {
+  comm_checks::scatterable("start_reduce_scatter_sum", whole, part, rank(), size());
+  if (whole.device == Device::cpu) {
+    return host_.start_reduce_scatter_sum(whole, part);
+  }
+  return start("reduce_scatter_sum", whole.type, [&] {
+    return nccl_.reduce_scatter(whole.data, part.data, static_cast<std::size_t>(part.elements()), nccl_type(part.dtype()),
+                                ncclSum, nccl_comm_, stream_);
+  });
+}
+
+std::unique_ptr<Request> NcclCommunicator::start_all_gather(const Tensor& whole, const Tensor& part) {
+  comm_checks::is_part("start_all_gather", whole, part, rank(), size());
+  if (whole.device == Device::cpu) {
+    return host_.start_all_gather(whole, part);
+  }
+  return start("all_gather", whole.type,
+               [&] { return nccl_.all_gather(part.data, whole.data, part.bytes(), ncclUint8, nccl_comm_, stream_); });
+}
+
+/// The compute stream has been told to wait for all of the piece's collectives, so its position may be set back, and an event
+/// there is the piece's end.
 void NcclCommunicator::work_enqueued() {
   check(
       cudaMemcpyAsync(const_cast<std::uint32_t*>(position_), numbers_, sizeof(std::uint32_t), cudaMemcpyDeviceToHost, compute_),
@@ -332,9 +363,10 @@ void NcclCommunicator::watch() {
     if (error != ncclSuccess && error != ncclInProgress) {
       // Where it stands: the limit is one that anything outstanding exceeds.
       const auto at = log_.stuck(seconds_now() + 1e9, 1);
-      give_up(concat("rank ", rank(), " of ", size(), " on ", host_name_, ": NCCL reports ", nccl_.error_string(error), " (",
-                     nccl_.last_error(nccl_comm_), ")",
-                     at ? concat(" at all_reduce_sum number ", at->number, " (", at->type, ")") : std::string()));
+      give_up(
+          concat("rank ", rank(), " of ", size(), " on ", host_name_, ": NCCL reports ", nccl_.error_string(error), " (",
+                 nccl_.last_error(nccl_comm_), ")",
+                 at ? concat(" at ", at->operation, ", collective number ", at->number, " (", at->type, ")") : std::string()));
     }
     if (stuck) {
       give_up(describe_stuck(*stuck, rank(), size(), host_name_));

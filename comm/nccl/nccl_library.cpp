@@ -32,6 +32,8 @@ NcclLibrary load() {
   find(library, "ncclCommDestroy", nccl.destroy);
   find(library, "ncclCommGetAsyncError", nccl.async_error);
   find(library, "ncclAllReduce", nccl.all_reduce);
+  find(library, "ncclReduceScatter", nccl.reduce_scatter);
+  find(library, "ncclAllGather", nccl.all_gather);
   find(library, "ncclGetErrorString", nccl.error_string);
   find(library, "ncclGetLastError", nccl.last_error);
   return nccl;

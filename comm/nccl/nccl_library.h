@@ -13,6 +13,8 @@ struct NcclLibrary {
   decltype(&ncclCommDestroy) destroy;
   decltype(&ncclCommGetAsyncError) async_error;
   decltype(&ncclAllReduce) all_reduce;
+  decltype(&ncclReduceScatter) reduce_scatter;
+  decltype(&ncclAllGather) all_gather;
   decltype(&ncclGetErrorString) error_string;
   decltype(&ncclGetLastError) last_error;
 };

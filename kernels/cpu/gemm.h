@@ -1,10 +1,10 @@
 // Private to the CPU kernels: our own products of float32 matrices, and of bfloat16 ones that the processor does not multiply,
 // which become float32 while they are packed. For processors with AVX2 and FMA but no AVX-512, where it is faster than
-// OpenBLAS; used when the environment variable ATTAMBA_OWN_GEMM is set (gemm_kernel.cpp says why not always): the inner kernel
-// keeps 6 x 16 sums in registers at 98 % of the processor's rate, and all threads share one packed copy of the right operand.
+// OpenBLAS's tiles: the inner kernel keeps 6 x 16 sums in registers, and all threads share one packed copy of the right operand.
 //
-// Each element of a result is a sum over blocks of depth, block after block, and within a block one chain of fused
-// multiply-adds. Where blocks begin depends on the depth alone, so no result depends on how the output is cut or on threads.
+// Each element of a result is a sum over blocks of depth, block after block, and within a block over up to four chains of fused
+// multiply-adds, which keeps rounding errors small. Where blocks and chains begin depends on the depth alone, so no result
+// depends on how the output is cut or on threads.
 #pragma once
 
 #include <cstddef>

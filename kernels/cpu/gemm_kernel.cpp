@@ -1,7 +1,6 @@
 // The parts of gemm that touch every element: packing of operands and the product of packed blocks.
 #include <algorithm>
 #include <atomic>
-#include <cstdlib>
 
 #include "kernels/cpu/gemm.h"
 #include "src/core/error.h"
@@ -19,9 +18,7 @@ namespace {
 
 bool own_gemm_pays() {
 #if ATTAMBA_OWN_GEMM
-  // OpenBLAS uses AVX-512, this kernel does not. Asked for by name only: two float32 golden gradients drift further with it
-  // than their tolerance allows, for a reason that is not understood yet.
-  return std::getenv("ATTAMBA_OWN_GEMM") != nullptr && !__builtin_cpu_supports("avx512f");
+  return !__builtin_cpu_supports("avx512f");  // OpenBLAS uses AVX-512, this kernel does not
 #else
   return false;
 #endif
@@ -55,6 +52,8 @@ GemmDepth::GemmDepth(std::int64_t depth) : k(depth) {
 namespace {
 
 constexpr std::int64_t kTransposed = 8;    ///< elements of a row that are transposed at a time
+constexpr std::int64_t kChains = 4;        ///< parts in which a deep sum is formed, each then added to the ones before
+constexpr std::int64_t kLeastChain = 32;   ///< products in such a part, at least
 constexpr std::int64_t kCopiedDepth = 16;  ///< rows whose panels are written together: few pages and cache lines at a time
 
 __m256 load8(const float* in) {
@@ -187,42 +186,54 @@ void pack(float* out, const GemmOperand& operand, std::int64_t extent, std::int6
           ATTAMBA_GEMM_ROW(a3, "ymm15", "%[c30]", "%[c31]") ATTAMBA_GEMM_ROW(a4, "ymm14", "%[c40]", "%[c41]") \
               ATTAMBA_GEMM_ROW(a5, "ymm15", "%[c50]", "%[c51]")
 
-/// to [6][16] = a b + from over panels of a depth that is a multiple of 4 and not 0; `from` may be null.
+/// to [6][16] = a b + from over panels of a depth that is a multiple of 4 and not 0; `from` may be null. The sum is formed in
+/// parts that are then added up: its rounding error grows with the length of a part, not with the depth.
 void multiply_panels(std::int64_t depth, const float* a, const float* b, const float* from, std::int64_t from_stride, float* to,
                      std::int64_t to_stride) {
-  __m256 c00 = _mm256_setzero_ps(), c01 = c00, c10 = c00, c11 = c00, c20 = c00, c21 = c00;
-  __m256 c30 = c00, c31 = c00, c40 = c00, c41 = c00, c50 = c00, c51 = c00;
-  std::int64_t turns = depth / 4;
-  asm volatile(
-      ".p2align 5\n"
-      "1:\n\t"                                        //
-      ATTAMBA_GEMM_STEP(0, 0, 4, 8, 12, 16, 20)       //
-      ATTAMBA_GEMM_STEP(64, 24, 28, 32, 36, 40, 44)   //
-      ATTAMBA_GEMM_STEP(128, 48, 52, 56, 60, 64, 68)  //
-      ATTAMBA_GEMM_STEP(192, 72, 76, 80, 84, 88, 92)  //
-      "add $256, %[b]\n\t"
-      "add $96, %[a]\n\t"
-      "dec %[turns]\n\t"
-      "jnz 1b\n\t"
-      : [c00] "+x"(c00), [c01] "+x"(c01), [c10] "+x"(c10), [c11] "+x"(c11), [c20] "+x"(c20), [c21] "+x"(c21), [c30] "+x"(c30),
-        [c31] "+x"(c31), [c40] "+x"(c40), [c41] "+x"(c41), [c50] "+x"(c50), [c51] "+x"(c51), [a] "+r"(a), [b] "+r"(b),
-        [turns] "+r"(turns)
-      :
-      : "xmm12", "xmm13", "xmm14", "xmm15", "memory", "cc");
-  const auto finish = [&](int row, __m256 left, __m256 right) {
-    if (from != nullptr) {
-      left = _mm256_add_ps(left, _mm256_loadu_ps(from + row * from_stride));
-      right = _mm256_add_ps(right, _mm256_loadu_ps(from + row * from_stride + 8));
-    }
-    _mm256_storeu_ps(to + row * to_stride, left);
-    _mm256_storeu_ps(to + row * to_stride + 8, right);
-  };
-  finish(0, c00, c01);
-  finish(1, c10, c11);
-  finish(2, c20, c21);
-  finish(3, c30, c31);
-  finish(4, c40, c41);
-  finish(5, c50, c51);
+  const std::int64_t chain = std::max(kLeastChain, gemm_padded_depth(depth / kChains));
+  alignas(32) float total[kGemmRows * kGemmColumns];
+  for (std::int64_t first = 0; first < depth; first += chain) {
+    __m256 c00 = _mm256_setzero_ps(), c01 = c00, c10 = c00, c11 = c00, c20 = c00, c21 = c00;
+    __m256 c30 = c00, c31 = c00, c40 = c00, c41 = c00, c50 = c00, c51 = c00;
+    std::int64_t turns = std::min(chain, depth - first) / 4;
+    asm volatile(
+        ".p2align 5\n"
+        "1:\n\t"                                        //
+        ATTAMBA_GEMM_STEP(0, 0, 4, 8, 12, 16, 20)       //
+        ATTAMBA_GEMM_STEP(64, 24, 28, 32, 36, 40, 44)   //
+        ATTAMBA_GEMM_STEP(128, 48, 52, 56, 60, 64, 68)  //
+        ATTAMBA_GEMM_STEP(192, 72, 76, 80, 84, 88, 92)  //
+        "add $256, %[b]\n\t"
+        "add $96, %[a]\n\t"
+        "dec %[turns]\n\t"
+        "jnz 1b\n\t"
+        : [c00] "+x"(c00), [c01] "+x"(c01), [c10] "+x"(c10), [c11] "+x"(c11), [c20] "+x"(c20), [c21] "+x"(c21), [c30] "+x"(c30),
+          [c31] "+x"(c31), [c40] "+x"(c40), [c41] "+x"(c41), [c50] "+x"(c50), [c51] "+x"(c51), [a] "+r"(a), [b] "+r"(b),
+          [turns] "+r"(turns)
+        :
+        : "xmm12", "xmm13", "xmm14", "xmm15", "memory", "cc");
+    const bool last = first + chain >= depth;
+    const auto finish = [&](int row, __m256 left, __m256 right) {
+      float* sums = total + row * kGemmColumns;
+      if (first > 0) {
+        left = _mm256_add_ps(left, _mm256_load_ps(sums));
+        right = _mm256_add_ps(right, _mm256_load_ps(sums + 8));
+      }
+      if (last && from != nullptr) {
+        left = _mm256_add_ps(left, _mm256_loadu_ps(from + row * from_stride));
+        right = _mm256_add_ps(right, _mm256_loadu_ps(from + row * from_stride + 8));
+      }
+      float* out = last ? to + row * to_stride : sums;
+      _mm256_storeu_ps(out, left);
+      _mm256_storeu_ps(out + 8, right);
+    };
+    finish(0, c00, c01);
+    finish(1, c10, c11);
+    finish(2, c20, c21);
+    finish(3, c30, c31);
+    finish(4, c40, c41);
+    finish(5, c50, c51);
+  }
 }
 
 #undef ATTAMBA_GEMM_ROW

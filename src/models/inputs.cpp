@@ -1,6 +1,7 @@
 #include "src/models/inputs.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <set>
 
@@ -31,6 +32,20 @@ void fill_table(const ChunkTable& table, const ModelConfig& config, const Chunki
   }
 }
 
+/// The first layer of each table.
+std::vector<std::int64_t> layers_of_tables(const ModelConfig& config, const ChunkingStrategy* chunking) {
+  std::vector<std::int64_t> layers;
+  std::set<std::string> names;
+  for (std::int64_t layer = 0; layer < config.n_layers; ++layer) {
+    if (names.insert(table_name(chunking, layer)).second) {
+      layers.push_back(layer);
+    }
+  }
+  return layers;
+}
+
+constexpr std::array<const char*, 5> kTableParts{".ends", ".key_begin", ".key_end", ".local_begin", ".starts"};
+
 }  // namespace
 
 std::string table_name(const ChunkingStrategy* chunking, std::int64_t layer) {
@@ -47,20 +62,31 @@ double expected_keys(const ModelConfig& config, const ChunkingStrategy* chunking
   return average_keys(table);
 }
 
-std::span<std::int32_t> BatchWriter::leaf(const std::string& name, const TensorType& type) {
-  storage_.get(name, type);
-  return storage_.mirror(name).span<std::int32_t>();
+std::vector<Storage::Entry> batch_leaves(const ModelConfig& config, const ChunkingStrategy* chunking, std::int64_t sequences,
+                                         std::int64_t n, DType dtype) {
+  const TensorType rows{DType::int32, {sequences * n}};
+  std::vector<Storage::Entry> leaves{{kTokensLeaf, rows},
+                                     {kTargetsLeaf, rows},
+                                     {kPositionsLeaf, rows},
+                                     {kRopeLeaf, {accumulator_of(dtype), {n, config.head_width()}}}};
+  for (const std::int64_t layer : layers_of_tables(config, chunking)) {
+    for (const char* part : kTableParts) {
+      leaves.push_back({table_name(chunking, layer) + part, rows});
+    }
+  }
+  return leaves;
 }
 
 BatchWriter::BatchWriter(Storage& storage, const ModelConfig& config, const ChunkingStrategy* chunking, std::int64_t sequences,
                          std::int64_t n, DType dtype)
     : storage_(storage), config_(config), chunking_(chunking), sequences_(sequences), length_(n) {
-  const TensorType rows{DType::int32, {sequences * n}};
-  tokens_ = leaf(kTokensLeaf, rows);
-  targets_ = leaf(kTargetsLeaf, rows);
-  positions_ = leaf(kPositionsLeaf, rows);
+  for (const auto& [name, type] : batch_leaves(config, chunking, sequences, n, dtype)) {
+    storage.get(name, type);
+  }
+  tokens_ = leaf(kTokensLeaf);
+  targets_ = leaf(kTargetsLeaf);
+  positions_ = leaf(kPositionsLeaf);
   table_leaves_.push_back(kPositionsLeaf);
-  storage.get(kRopeLeaf, {accumulator_of(dtype), {n, config.head_width()}});
   const Tensor rope = storage.mirror(kRopeLeaf);
   if (rope.dtype() == DType::float64) {
     fill_rope(rope.span<double>(), n, config.head_width(), config.rope_theta);
@@ -68,22 +94,15 @@ BatchWriter::BatchWriter(Storage& storage, const ModelConfig& config, const Chun
     fill_rope(rope.span<float>(), n, config.head_width(), config.rope_theta);
   }
   storage.upload(kRopeLeaf);
-  std::set<std::string> made;
-  for (std::int64_t layer = 0; layer < config.n_layers; ++layer) {
-    const std::string name = table_name(chunking, layer);
-    if (!made.insert(name).second) {
-      continue;
+  layer_of_table_ = layers_of_tables(config, chunking);
+  for (const std::int64_t layer : layer_of_table_) {
+    std::array<std::span<std::int32_t>, kTableParts.size()> parts;
+    for (std::size_t i = 0; i < parts.size(); ++i) {
+      table_leaves_.push_back(table_name(chunking, layer) + kTableParts[i]);
+      parts[i] = leaf(table_leaves_.back());
     }
-    const auto part = [&](const char* suffix) {
-      table_leaves_.push_back(name + suffix);
-      return leaf(table_leaves_.back(), rows);
-    };
-    tables_.push_back({.ends = part(".ends"),
-                       .key_begin = part(".key_begin"),
-                       .key_end = part(".key_end"),
-                       .local_begin = part(".local_begin"),
-                       .starts = part(".starts")});
-    layer_of_table_.push_back(layer);
+    tables_.push_back(
+        {.ends = parts[0], .key_begin = parts[1], .key_end = parts[2], .local_begin = parts[3], .starts = parts[4]});
   }
   fill_tables({.sequences = sequences, .length = n});
 }

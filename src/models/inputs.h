@@ -21,13 +21,17 @@ inline constexpr const char* kRopeLeaf = "rope";                  ///< [n, d]: c
 /// Name of the table leaves of a layer; layers with equal tables share them.
 std::string table_name(const ChunkingStrategy* chunking, std::int64_t layer);
 
+/// The leaves of one batch shape; several layers may share the tables of one.
+std::vector<Storage::Entry> batch_leaves(const ModelConfig& config, const ChunkingStrategy* chunking, std::int64_t sequences,
+                                         std::int64_t n, DType dtype);
+
 /// Keys per query of a layer's mask over n tokens, for FLOP counts.
 double expected_keys(const ModelConfig& config, const ChunkingStrategy* chunking, std::int64_t layer, std::int64_t n);
 
 /// Writes batches into the leaves of one batch shape.
 class BatchWriter {
  public:
-  /// `prefix` parts nothing: one writer per Storage. Tables that never change are filled here.
+  /// One writer per Storage; leaves that it lacks are made. Tables that never change are filled here.
   BatchWriter(Storage& storage, const ModelConfig& config, const ChunkingStrategy* chunking, std::int64_t sequences,
               std::int64_t n, DType dtype);
 
@@ -37,7 +41,7 @@ class BatchWriter {
              std::span<const std::int64_t> samples, std::uint64_t seed, std::int64_t step, std::int64_t used = -1);
 
  private:
-  std::span<std::int32_t> leaf(const std::string& name, const TensorType& type);
+  std::span<std::int32_t> leaf(const std::string& name) { return storage_.mirror(name).span<std::int32_t>(); }
   void fill_tables(const BatchLayout& layout);
 
   Storage& storage_;

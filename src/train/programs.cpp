@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <set>
 #include <utility>
 
 #include "src/core/error.h"
@@ -58,6 +59,49 @@ double flops_without_recomputation(const Tape& tape, const Plan& plan) {
   return sum;
 }
 
+/// What the lasting tensors of one block are for, by role and name ("moment1/layers.0...").
+std::string purpose_of(const Tape::ValueInfo& leaf) {
+  switch (leaf.role) {
+    case Role::parameter:
+      return "weights";
+    case Role::gradient:
+      return "gradients";
+    case Role::input:
+      return "inputs";
+    default:
+      return leaf.name.starts_with("master/") ? "master weights" : leaf.name.substr(0, leaf.name.find_first_of("/."));
+  }
+}
+
+/// Emits and plans the programs of one rank.
+class ProgramPlanner {
+ public:
+  ProgramPlanner(const ProgramOptions& options, Communicator& communicator)
+      : options_(options),
+        communicator_(communicator),
+        optimizer_(make_optimizer(options.optimizer, options.optimizer_settings)) {}
+
+  ProgramPlans run();
+
+ private:
+  using Kind = ProgramKind;
+
+  void emit(ProgramPlans::Planned& built);
+  void emit_gradients(Tape& tape);
+  void emit_closing(Tape& tape);
+  std::vector<Value> gradient_leaves(Tape& tape);
+  void lay_out_gradients();
+  void lay_out_other_leaves();
+  bool has_master_copy(const ParameterInfo& parameter) const;
+  DType parameter_dtype(const ParameterInfo& parameter) const;
+
+  const ProgramOptions& options_;
+  Communicator& communicator_;
+  std::unique_ptr<Optimizer> optimizer_;
+  std::vector<ParameterInfo> parameters_;
+  ProgramPlans plans_;
+};
+
 std::uint64_t hash_name(const std::string& name) {
   std::uint64_t hash = 0xcbf29ce484222325;  // FNV-1a
   for (const char c : name) {
@@ -109,12 +153,34 @@ ProgramOptions program_options(const Config& config, const ChunkingStrategy* chu
           .device = device};
 }
 
+ProgramPlans plan_programs(const ProgramOptions& options, Communicator& ranks) {
+  return ProgramPlanner(options, ranks).run();
+}
+
 ModelPrograms::ModelPrograms(const ProgramOptions& options, Communicator& communicator)
     : options_(options),
       communicator_(communicator),
       optimizer_(make_optimizer(options.optimizer, options.optimizer_settings)),
       storage_(options.device),
       arena_(options.device) {
+  ProgramPlans plans = plan_programs(options_, communicator_);
+  memory_ = plans.memory();
+  model_flops_ = plans.model_flops();
+  for (const ProgramPlans::Block& block : plans.storage) {
+    storage_.make_contiguous(block.entries, block.purpose);
+  }
+  arena_.reserve(plans.largest().plan.arena_bytes);
+  for (const ProgramPlans::Planned& planned : plans.programs) {
+    replay_of(planned.kind).program = Program(planned.tape, planned.plan, storage_, arena_);
+    logits_value_ = planned.kind == ProgramKind::logits ? planned.output : logits_value_;
+  }
+  writer_ = std::make_unique<BatchWriter>(storage_, options_.model, options_.chunking, options_.micro_batch.sequences,
+                                          options_.micro_batch.length, options_.dtype);
+  largest_plan_ = plans.largest().plan;
+  parameters_ = std::move(plans.parameters);
+}
+
+ProgramPlans ProgramPlanner::run() {
   require<UsageError>(options_.device == Device::cpu || options_.dtype != DType::float64,
                       "float64 is computed on the CPU only; use train.dtype float32 or bfloat16 here");
   std::vector<Kind> kinds{Kind::evaluate};
@@ -124,27 +190,22 @@ ModelPrograms::ModelPrograms(const ProgramOptions& options, Communicator& commun
   if (options_.logits) {
     kinds.push_back(Kind::logits);
   }
-  std::vector<Built> built(kinds.size());
+  plans_.programs.resize(kinds.size());
   for (std::size_t i = 0; i < kinds.size(); ++i) {
-    built[i].kind = kinds[i];
-    emit(built[i]);
-    plans_.push_back(make_plan(built[i].tape, options_.device));
-    arena_.reserve(plans_[i].arena_bytes);
-    largest_plan_ = plans_[i].arena_bytes > plans_[largest_plan_].arena_bytes ? i : largest_plan_;
+    ProgramPlans::Planned& built = plans_.programs[i];
+    built.kind = kinds[i];
+    emit(built);
+    built.plan = make_plan(built.tape, options_.device);
   }
   if (options_.training) {
     lay_out_gradients();
   }
-  for (std::size_t i = 0; i < kinds.size(); ++i) {
-    model_flops_ = kinds[i] == Kind::accumulate ? flops_without_recomputation(built[i].tape, plans_[i]) : model_flops_;
-    replay_of(kinds[i]).program = Program(built[i].tape, plans_[i], storage_, arena_);
-    logits_value_ = kinds[i] == Kind::logits ? built[i].output : logits_value_;
-  }
-  writer_ = std::make_unique<BatchWriter>(storage_, options_.model, options_.chunking, options_.micro_batch.sequences,
-                                          options_.micro_batch.length, options_.dtype);
+  lay_out_other_leaves();
+  plans_.parameters = parameters_;
+  return std::move(plans_);
 }
 
-void ModelPrograms::emit(Built& built) {
+void ProgramPlanner::emit(ProgramPlans::Planned& built) {
   Tape& tape = built.tape;
   if (built.kind == Kind::empty_closing) {
     emit_closing(tape);
@@ -179,7 +240,7 @@ void ModelPrograms::emit(Built& built) {
 }
 
 /// In deterministic mode each micro-batch's gradients go into fixed-point sums as soon as they are complete.
-void ModelPrograms::emit_gradients(Tape& tape) {
+void ProgramPlanner::emit_gradients(Tape& tape) {
   if (!options_.deterministic) {
     return;
   }
@@ -194,7 +255,7 @@ void ModelPrograms::emit_gradients(Tape& tape) {
 }
 
 /// Gradient leaves in the order in which the backward pass completes them: last declared first.
-std::vector<Value> ModelPrograms::gradient_leaves(Tape& tape) {
+std::vector<Value> ProgramPlanner::gradient_leaves(Tape& tape) {
   std::vector<Value> leaves;
   for (auto p = parameters_.rbegin(); p != parameters_.rend(); ++p) {
     leaves.push_back(tape.leaf("gradient/" + p->name, {accumulator_of(options_.dtype), p->shape}, Role::gradient));
@@ -203,7 +264,7 @@ std::vector<Value> ModelPrograms::gradient_leaves(Tape& tape) {
 }
 
 /// The reduction over ranks in buckets, each started as soon as its gradients are complete, then the update.
-void ModelPrograms::emit_closing(Tape& tape) {
+void ProgramPlanner::emit_closing(Tape& tape) {
   const std::vector<Value> gradients = gradient_leaves(tape);
   std::vector<Value> sums = gradients;
   if (options_.deterministic) {
@@ -254,7 +315,7 @@ void ModelPrograms::emit_closing(Tape& tape) {
 }
 
 /// Buckets are ranges of memory: gradients lie next to each other in the order of reduction.
-void ModelPrograms::lay_out_gradients() {
+void ProgramPlanner::lay_out_gradients() {
   std::vector<Storage::Entry> gradients, fixed_point;
   for (auto p = parameters_.rbegin(); p != parameters_.rend(); ++p) {
     gradients.push_back({"gradient/" + p->name, {accumulator_of(options_.dtype), p->shape}});
@@ -265,19 +326,53 @@ void ModelPrograms::lay_out_gradients() {
   std::vector<Storage::Entry>& reduced = options_.deterministic ? fixed_point : gradients;
   if (options_.deterministic) {
     reduced.insert(reduced.end(), totals.begin(), totals.end());
-    storage_.make_contiguous(fixed_point, "fixed-point gradients");
+    plans_.storage.push_back({"fixed-point gradients", fixed_point});
   } else {
-    storage_.make_contiguous(totals, "step totals");
+    plans_.storage.push_back({"step totals", totals});
   }
-  storage_.make_contiguous(gradients, "gradients");
+  plans_.storage.push_back({"gradients", gradients});
 }
 
-DType ModelPrograms::parameter_dtype(const ParameterInfo& parameter) const {
+/// All other leaves that some program touches, and those that describe a batch; one block for each purpose.
+void ProgramPlanner::lay_out_other_leaves() {
+  std::set<std::string> known;
+  for (const ProgramPlans::Block& block : plans_.storage) {
+    for (const Storage::Entry& entry : block.entries) {
+      known.insert(entry.name);
+    }
+  }
+  const auto add = [&](const std::string& purpose, const Storage::Entry& entry) {
+    if (known.insert(entry.name).second) {
+      auto block =
+          std::find_if(plans_.storage.begin(), plans_.storage.end(), [&](const auto& b) { return b.purpose == purpose; });
+      if (block == plans_.storage.end()) {
+        block = plans_.storage.insert(block, {purpose, {}});
+      }
+      block->entries.push_back(entry);
+    }
+  };
+  for (const ProgramPlans::Planned& planned : plans_.programs) {
+    for (const int step : planned.plan.steps) {
+      for (const Value value : planned.tape.nodes()[static_cast<std::size_t>(step)].inputs) {
+        const Tape::ValueInfo& info = planned.tape.info(value);
+        if (info.role != Role::activation) {
+          add(purpose_of(info), {info.name, info.type});
+        }
+      }
+    }
+  }
+  for (const Storage::Entry& entry : batch_leaves(options_.model, options_.chunking, options_.micro_batch.sequences,
+                                                  options_.micro_batch.length, options_.dtype)) {
+    add("inputs", entry);
+  }
+}
+
+DType ProgramPlanner::parameter_dtype(const ParameterInfo& parameter) const {
   const bool vector = parameter.shape.rank() < 2 || parameter.name.ends_with("conv.weight");
   return vector ? accumulator_of(options_.dtype) : options_.dtype;
 }
 
-bool ModelPrograms::has_master_copy(const ParameterInfo& parameter) const {
+bool ProgramPlanner::has_master_copy(const ParameterInfo& parameter) const {
   return options_.training && parameter_dtype(parameter) != accumulator_of(options_.dtype);
 }
 
@@ -330,7 +425,7 @@ void ModelPrograms::load_weights(const std::function<void(const std::vector<Name
 
 void ModelPrograms::refresh_compute_weights() {
   for (const ParameterInfo& parameter : parameters_) {
-    if (has_master_copy(parameter)) {
+    if (storage_.contains("master/" + parameter.name)) {
       const HostCopy weights(master(parameter.name));
       write_weights(storage_.find(parameter.name), weights.tensor().span<float>());
     }
@@ -342,8 +437,8 @@ void ModelPrograms::refresh_compute_weights() {
 /// steps of a run, so all ranks record their reductions at the same step, as NCCL asks.
 void ModelPrograms::run(Replay& replay) {
   const Launch launch{.device = options_.device, .stream = runtime(options_.device).stream()};
-  const bool reduces =
-      communicator_.size() > 1 && (&replay == &replay_of(Kind::closing) || &replay == &replay_of(Kind::empty_closing));
+  const bool reduces = communicator_.size() > 1 &&
+                       (&replay == &replay_of(ProgramKind::closing) || &replay == &replay_of(ProgramKind::empty_closing));
   if (once_) {
     replay.program.run_observed(launch, std::exchange(once_, nullptr), false);
   } else if (observed_) {
@@ -371,7 +466,7 @@ void ModelPrograms::observe(Program::Observer observer, bool check_finite) {
 }
 
 void ModelPrograms::accumulate() {
-  run(replay_of(Kind::accumulate));
+  run(replay_of(ProgramKind::accumulate));
 }
 
 StepResult ModelPrograms::finish_step(double learning_rate, std::int64_t updates, bool empty, const RankNews& news,
@@ -389,7 +484,7 @@ StepResult ModelPrograms::finish_step(double learning_rate, std::int64_t updates
               sizeof news);
   storage_.upload(kStepLeaf);
   storage_.upload(kNewsLeaf);
-  run(replay_of(empty ? Kind::empty_closing : Kind::closing));
+  run(replay_of(empty ? ProgramKind::empty_closing : ProgramKind::closing));
   clear(storage_.find(kPoisonedLeaf));
   storage_.download(kStepLeaf);
   storage_.download(kNewsLeaf);
@@ -427,13 +522,13 @@ void ModelPrograms::discard_gradients() {
 }
 
 double ModelPrograms::evaluate() {
-  run(replay_of(Kind::evaluate));
+  run(replay_of(ProgramKind::evaluate));
   return take_loss(storage_, kEvaluationLeaf, 1.0);
 }
 
 Tensor ModelPrograms::logits() {
-  run(replay_of(Kind::logits));
-  return replay_of(Kind::logits).program.tensor(logits_value_);
+  run(replay_of(ProgramKind::logits));
+  return replay_of(ProgramKind::logits).program.tensor(logits_value_);
 }
 
 std::vector<std::string> ModelPrograms::state_leaves() const {
@@ -446,15 +541,31 @@ std::vector<std::string> ModelPrograms::state_leaves() const {
   return names;
 }
 
-MemoryReport ModelPrograms::memory() const {
+const ProgramPlans::Planned& ProgramPlans::largest() const {
+  return *std::max_element(programs.begin(), programs.end(),
+                           [](const Planned& a, const Planned& b) { return a.plan.arena_bytes < b.plan.arena_bytes; });
+}
+
+double ProgramPlans::model_flops() const {
+  const auto found =
+      std::find_if(programs.begin(), programs.end(), [](const Planned& p) { return p.kind == ProgramKind::accumulate; });
+  return found == programs.end() ? 0 : flops_without_recomputation(found->tape, found->plan);
+}
+
+MemoryReport ProgramPlans::memory() const {
   MemoryReport report;
-  for (const auto& [name, tensor] : storage_.tensors()) {
-    const bool gradient = name.starts_with("gradient/") || name.starts_with(kFixedPointPrefix);
-    const bool state = name.starts_with("master/") || name.starts_with("moment") || name.starts_with("step.");
-    const bool parameter = std::any_of(parameters_.begin(), parameters_.end(), [&](const auto& p) { return p.name == name; });
-    (parameter ? report.parameters : gradient ? report.gradients : state ? report.state : report.inputs) += tensor.bytes();
+  for (const Block& block : storage) {
+    for (const auto& [name, type] : block.entries) {
+      const bool gradient = name.starts_with("gradient/") || name.starts_with(kFixedPointPrefix);
+      const bool state = name.starts_with("master/") || name.starts_with("moment") || name.starts_with("step.");
+      const bool parameter = std::any_of(parameters.begin(), parameters.end(), [&](const auto& p) { return p.name == name; });
+      (parameter  ? report.parameters
+       : gradient ? report.gradients
+       : state    ? report.state
+                  : report.inputs) += align_up(type.bytes());
+    }
   }
-  report.arena = arena_.size();
+  report.arena = largest().plan.arena_bytes;
   return report;
 }
 

@@ -41,6 +41,37 @@ struct ProgramOptions {
   Device device = Device::cpu;
 };
 
+enum class ProgramKind : std::uint8_t { accumulate, closing, empty_closing, evaluate, logits };
+
+/// What one rank will run, before it has any memory: its programs emitted, differentiated and planned, and every tensor that
+/// lasts from step to step.
+struct ProgramPlans {
+  struct Planned {
+    ProgramKind kind = ProgramKind::evaluate;
+    Tape tape;
+    Plan plan;
+    Value output;  ///< of the logits program
+  };
+  /// Tensors that are made together and lie next to each other, in this order.
+  struct Block {
+    std::string purpose;
+    std::vector<Storage::Entry> entries;
+  };
+
+  std::vector<Planned> programs;
+  std::vector<ParameterInfo> parameters;
+  std::vector<Block> storage;
+
+  /// The program whose arena is the largest: all share one.
+  const Planned& largest() const;
+  /// FLOPs of the ops that compute one micro-batch's gradients, recomputation not counted.
+  double model_flops() const;
+  MemoryReport memory() const;
+};
+
+/// The plans of rank `ranks.rank()` of `ranks.size()`. Nothing is allocated and the communicator is not used, only referred to.
+ProgramPlans plan_programs(const ProgramOptions& options, Communicator& ranks);
+
 struct Config;
 /// The programs that a run's configuration asks for, on a device.
 ProgramOptions program_options(const Config& config, const ChunkingStrategy* chunking, Device device);
@@ -64,7 +95,7 @@ struct StepResult {
 
 class ModelPrograms {
  public:
-  /// Emits, differentiates, plans and binds all programs. The communicator outlives this object.
+  /// Makes memory for what `plan_programs` plans, and binds it. The communicator outlives this object.
   ModelPrograms(const ProgramOptions& options, Communicator& communicator);
 
   /// Truncated-normal weights and so on (docs/model.md): a pure function of the seed and each parameter's name.
@@ -105,28 +136,14 @@ class ModelPrograms {
   /// Leaves that a checkpoint must hold besides the master weights: "moment1/NAME", ...
   std::vector<std::string> state_leaves() const;
 
-  MemoryReport memory() const;
-  const Plan& largest_plan() const { return plans_[largest_plan_]; }
+  const MemoryReport& memory() const { return memory_; }
+  const Plan& largest_plan() const { return largest_plan_; }
   /// FLOPs of the ops that compute one micro-batch's gradients, recomputation not counted.
   double model_flops() const { return model_flops_; }
-  const Program& closing_program() const { return replays_[static_cast<std::size_t>(Kind::closing)].program; }
+  const Program& closing_program() const { return replays_[static_cast<std::size_t>(ProgramKind::closing)].program; }
 
  private:
-  enum class Kind : std::uint8_t { accumulate, closing, empty_closing, evaluate, logits };
   static constexpr std::size_t kKinds = 5;
-  struct Built {
-    Kind kind;
-    Tape tape;
-    Value output;
-  };
-
-  void emit(Built& built);
-  void emit_gradients(Tape& tape);
-  void emit_closing(Tape& tape);
-  std::vector<Value> gradient_leaves(Tape& tape);
-  void lay_out_gradients();
-  bool has_master_copy(const ParameterInfo& parameter) const;
-  DType parameter_dtype(const ParameterInfo& parameter) const;
   /// A program, and its recording once it has run.
   struct Replay {
     Program program;
@@ -134,7 +151,7 @@ class ModelPrograms {
     std::unique_ptr<RecordedWork> recorded;
   };
   void run(Replay& replay);
-  Replay& replay_of(Kind kind) { return replays_[static_cast<std::size_t>(kind)]; }
+  Replay& replay_of(ProgramKind kind) { return replays_[static_cast<std::size_t>(kind)]; }
   void write_weights(const Tensor& to, std::span<const float> values);
 
   ProgramOptions options_;
@@ -143,8 +160,8 @@ class ModelPrograms {
   Storage storage_;
   Arena arena_;
   std::vector<ParameterInfo> parameters_;
-  std::vector<Plan> plans_;
-  std::size_t largest_plan_ = 0;
+  Plan largest_plan_;
+  MemoryReport memory_;
   std::array<Replay, kKinds> replays_;
   Value logits_value_;
   std::unique_ptr<BatchWriter> writer_;

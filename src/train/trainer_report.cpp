@@ -177,10 +177,9 @@ void Trainer::report_end() {
       remember({{"event", "stop"}, {"reason", describe(*stop_)}});
     }
     const std::string asked = concat(describe(*stop_), stop_->reason == kTimeIsUp ? "" : watchdog_->on_host(stop_->rank));
-    say(saved_step_ < 0
-            ? concat(asked, ": stopped while starting; nothing had to be saved, run the same command again")
-            : concat(asked, ": stopped after step ", format_integer(state_.step),
-                     "; everything is saved, run the same command to go on"));
+    say(saved_step_ < 0 ? concat(asked, ": stopped while starting; nothing had to be saved, run the same command again")
+                        : concat(asked, ": stopped after step ", format_integer(state_.step),
+                                 "; everything is saved, run the same command to go on"));
   }
   if (leads() && progress_) {
     progress_->finish();

@@ -53,7 +53,7 @@ const TensorType kBucket{DType::float32, {1000}}, kLast{DType::int64, {4}};
 TEST(CollectiveLog, NothingIsStuckBeforeTheLimitOrWithoutWork) {
   CollectiveLog log;
   EXPECT_FALSE(log.stuck(1000, 10));
-  log.add(kBucket, false, 1000);
+  log.add("all_reduce_sum", kBucket, false, 1000);
   log.close_piece(1000);
   EXPECT_FALSE(log.stuck(1009, 10));
   EXPECT_TRUE(log.stuck(1011, 10));
@@ -64,9 +64,9 @@ TEST(CollectiveLog, NothingIsStuckBeforeTheLimitOrWithoutWork) {
 
 TEST(CollectiveLog, NamesTheCollectiveAfterTheLastFinishedOne) {
   CollectiveLog log;
-  EXPECT_EQ(log.add(kBucket, false, 0), 1u);
-  EXPECT_EQ(log.add(kBucket, false, 0), 2u);
-  EXPECT_EQ(log.add(kLast, false, 0), 3u);
+  EXPECT_EQ(log.add("all_reduce_sum", kBucket, false, 0), 1u);
+  EXPECT_EQ(log.add("all_reduce_sum", kBucket, false, 0), 2u);
+  EXPECT_EQ(log.add("all_gather", kLast, false, 0), 3u);
   log.close_piece(0);
   log.observe(0, 2, 5);
   EXPECT_FALSE(log.stuck(14, 10)) << "the second one finished at 5";
@@ -77,13 +77,14 @@ TEST(CollectiveLog, NamesTheCollectiveAfterTheLastFinishedOne) {
   EXPECT_EQ(stuck->type, kLast);
   EXPECT_EQ(stuck->seconds, 11);
   EXPECT_THAT(describe_stuck(*stuck, 3, 8, "node7"),
-              AllOf(HasSubstr("rank 3 of 8 on node7"), HasSubstr("number 3 (int64[4], 3 of 3"), HasSubstr("11 s")));
+              AllOf(HasSubstr("rank 3 of 8 on node7"), HasSubstr("all_gather, collective number 3 (int64[4], 3 of 3"),
+                    HasSubstr("11 s")));
 }
 
 TEST(CollectiveLog, ReplaysOfARecordingCountOn) {
   CollectiveLog log;
-  log.add(kBucket, true, 0);
-  log.add(kLast, true, 0);
+  log.add("all_reduce_sum", kBucket, true, 0);
+  log.add("all_gather", kLast, true, 0);
   EXPECT_FALSE(log.stuck(100, 10)) << "recording runs nothing";
   for (int step = 0; step < 3; ++step) {
     log.close_piece(100 + step);
@@ -98,8 +99,8 @@ TEST(CollectiveLog, ReplaysOfARecordingCountOn) {
 
 TEST(CollectiveLog, CollectivesThatRunOneByOneAreWatchedBeforeTheirPieceIsClosed) {
   CollectiveLog log;
-  log.add(kBucket, false, 0);
-  log.add(kBucket, false, 1);
+  log.add("all_reduce_sum", kBucket, false, 0);
+  log.add("all_reduce_sum", kBucket, false, 1);
   log.observe(0, 1, 2);
   EXPECT_TRUE(log.stuck(13, 10)) << "the host may be waiting for the second one";
   log.observe(0, 2, 14);

@@ -49,6 +49,13 @@ TEST(SingleProcess, CollectivesKeepTheDataOfTheOnlyRank) {
   EXPECT_EQ(whole, expected);
   comm.all_gather(view(whole), view(whole));
   EXPECT_EQ(whole, expected);
+
+  std::vector<float> sum(3), gathered(3);
+  comm.start_reduce_scatter_sum(view(whole), view(sum))->wait();
+  comm.start_all_gather(view(gathered), view(sum))->wait();
+  EXPECT_EQ(gathered, expected);
+  comm.start_reduce_scatter_sum(view(sum), view(sum))->wait();
+  EXPECT_EQ(sum, expected);
 }
 
 TEST(SingleProcess, RefusesWhatManyRanksWouldRefuse) {
@@ -64,6 +71,10 @@ TEST(SingleProcess, RefusesWhatManyRanksWouldRefuse) {
   const Tensor shifted{values.data() + 1, {DType::int32, {3}}};
   const Tensor front{values.data(), {DType::int32, {3}}};
   EXPECT_THROW(comm.all_gather(front, shifted), Error);
+  EXPECT_THROW(comm.start_all_gather(front, shifted), Error);
+  EXPECT_THROW(comm.start_reduce_scatter_sum(front, shifted), Error);
+  EXPECT_THROW(comm.start_reduce_scatter_sum(view(values), view(shorter)), Error);
+  EXPECT_THROW(comm.start_reduce_scatter_sum(view(half), view(half)), Error);
 }
 
 TEST(SingleProcessDeathTest, AbortExitsWithTheCodeAndKeepsTheOutput) {

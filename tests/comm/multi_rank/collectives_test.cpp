@@ -110,6 +110,70 @@ TYPED_TEST(Reduction, OverlappingSumsFinishInAnyOrderOfWaiting) {
   }
 }
 
+TYPED_TEST(Reduction, GivesEachRankItsPartOfASumAlsoInPlace) {
+  const int ranks = world().size();
+  for (const std::int64_t n : kSizes) {
+    std::vector<TypeParam> whole(static_cast<std::size_t>(n * ranks)), part(static_cast<std::size_t>(n));
+    for (std::size_t i = 0; i < whole.size(); ++i) {
+      whole[i] = value_of<TypeParam>(world().rank(), static_cast<std::int64_t>(i));
+    }
+    std::vector<TypeParam> in_place = whole;
+    const Tensor place{in_place.data() + n * world().rank(), {kDTypeOf<TypeParam>, {n}}};
+    const auto request = world().start_reduce_scatter_sum(view(whole), view(part));
+    world().start_reduce_scatter_sum(view(in_place), place)->wait();
+    request->wait();
+    std::int64_t wrong = 0;
+    for (std::int64_t i = 0; i < n; ++i) {
+      const TypeParam expected =
+          value_of<TypeParam>(0, i + n * world().rank()) * static_cast<TypeParam>(ranks * (ranks + 1) / 2);
+      wrong += part[i] != expected || place.as<TypeParam>()[i] != expected;
+    }
+    EXPECT_EQ(wrong, 0) << "of " << n;
+  }
+}
+
+TEST(Sum, InPartsIsExactForInt64AndWraps) {
+  const auto ranks = static_cast<std::uint64_t>(world().size());
+  constexpr std::uint64_t kLarge = (std::uint64_t{1} << 62) + 12345;
+  for (const std::size_t n : {std::size_t{3}, std::size_t{700'001}}) {
+    std::vector<std::int64_t> whole(n * ranks), part(n);
+    for (std::size_t i = 0; i < whole.size(); ++i) {
+      whole[i] = static_cast<std::int64_t>(kLarge + i * (std::uint64_t{1} << 31) + static_cast<std::uint64_t>(world().rank()));
+    }
+    world().start_reduce_scatter_sum(view(whole), view(part))->wait();
+    std::int64_t wrong = 0;
+    for (std::size_t i = 0; i < n; ++i) {
+      const std::uint64_t place = i + n * static_cast<std::uint64_t>(world().rank());
+      wrong +=
+          part[i] != static_cast<std::int64_t>((kLarge + place * (std::uint64_t{1} << 31)) * ranks + ranks * (ranks - 1) / 2);
+    }
+    EXPECT_EQ(wrong, 0) << "of " << n;
+  }
+}
+
+TEST(Sum, InPartsRoundsTheSameWayEachTime) {
+  for (const std::int64_t n : kSizes) {
+    std::vector<float> whole(static_cast<std::size_t>(n * world().size()));
+    for (std::size_t i = 0; i < whole.size(); ++i) {
+      whole[i] = rough(world().rank(), static_cast<std::int64_t>(i));
+    }
+    std::vector<float> again = whole, part(static_cast<std::size_t>(n)), other = part;
+    std::vector<double> exact(whole.begin(), whole.end()), sizes(whole.size());
+    std::transform(whole.begin(), whole.end(), sizes.begin(), [](float x) { return std::abs(static_cast<double>(x)); });
+    world().all_reduce_sum(view(exact));
+    world().all_reduce_sum(view(sizes));
+    world().start_reduce_scatter_sum(view(whole), view(part))->wait();
+    world().start_reduce_scatter_sum(view(again), view(other))->wait();
+    EXPECT_TRUE(same_bytes(part, other)) << n;
+    std::int64_t wrong = 0;
+    for (std::int64_t i = 0; i < n; ++i) {
+      const auto at = static_cast<std::size_t>(n * world().rank() + i);
+      wrong += std::abs(static_cast<double>(part[i]) - exact[at]) > 3 * 0x1p-24 * sizes[at];  // of at most 4 ranks
+    }
+    EXPECT_EQ(wrong, 0) << "of " << n;
+  }
+}
+
 TEST(Sum, RoundedFloatsHaveTheSameBitsOnEveryRankInFrontAndBehind) {
   for (const std::int64_t n : kSizes) {
     std::vector<float> front(static_cast<std::size_t>(n));
@@ -205,6 +269,34 @@ TYPED_TEST(Movement, GathersPartsInTheOrderOfTheRanksAlsoInPlace) {
     const Tensor part{in_place.data() + n * world().rank(), {kDTypeOf<TypeParam>, {n}}};
     world().all_gather(view(in_place), part);
     EXPECT_TRUE(same_bytes(in_place, expected)) << n << " in place";
+  }
+}
+
+TYPED_TEST(Movement, GathersInTheBackgroundWhileOtherThingsGoOn) {
+  constexpr int kRequests = 6;
+  std::vector<std::vector<TypeParam>> wholes(kRequests), parts(kRequests), expected(kRequests);
+  std::vector<std::unique_ptr<Request>> requests;
+  for (int k = 0; k < kRequests; ++k) {
+    const std::int64_t n = kSizes[k % 5];
+    for (int rank = 0; rank < world().size(); ++rank) {
+      const std::vector<TypeParam> part = pattern<TypeParam>(rank + k, n);
+      expected[k].insert(expected[k].end(), part.begin(), part.end());
+    }
+    parts[k] = pattern<TypeParam>(world().rank() + k, n);
+    wholes[k].resize(expected[k].size());
+    Tensor part = view(parts[k]);
+    if (k % 2 == 1) {  // in place
+      std::copy(parts[k].begin(), parts[k].end(), wholes[k].begin() + n * world().rank());
+      part.data = wholes[k].data() + n * world().rank();
+    }
+    requests.push_back(world().start_all_gather(view(wholes[k]), part));
+    std::vector<std::int32_t> one = {1};
+    world().all_reduce_sum(view(one));
+    EXPECT_EQ(one[0], world().size());
+  }
+  for (int k = kRequests - 1; k >= 0; --k) {
+    requests[k]->wait();
+    EXPECT_TRUE(same_bytes(wholes[k], expected[k])) << "request " << k;
   }
 }
 

@@ -140,6 +140,48 @@ TEST_P(Staged, BroadcastAndGatherMoveADevicesBytes) {
   }
 }
 
+template <class T>
+void expect_parts_and_wholes() {
+  StagedCommunicator staged(world());
+  for (int step = 0; step < 2; ++step) {  // buffers are used again
+    for (const std::int64_t n : kSizes) {
+      std::vector<T> sum = values_of<T>(world().rank() + step, n * world().size());
+      const OnDevice<T> whole(sum), part(std::vector<T>(static_cast<std::size_t>(n))), gathered(std::vector<T>(sum.size()));
+      std::vector<T> own(static_cast<std::size_t>(n)), all(sum.size());
+      const auto scattered = staged.start_reduce_scatter_sum(whole.tensor(), part.tensor());
+      world().start_reduce_scatter_sum(view(sum), view(own))->wait();
+      scattered->wait();
+      const auto gathering = staged.start_all_gather(gathered.tensor(), part.tensor());
+      world().start_all_gather(view(all), view(own))->wait();
+      gathering->wait();
+      EXPECT_TRUE(same_bytes(part.read(), own)) << n;
+      EXPECT_TRUE(same_bytes(gathered.read(), all)) << n;
+    }
+  }
+}
+
+TEST_P(Staged, PartsOfSumsAndWholesOfPartsHaveTheHostsBits) {
+  expect_parts_and_wholes<float>();
+  expect_parts_and_wholes<double>();
+  expect_parts_and_wholes<std::int32_t>();
+  expect_parts_and_wholes<std::int64_t>();
+}
+
+TEST_P(Staged, APartMayLieAtItsPlaceInTheWhole) {
+  StagedCommunicator staged(world());
+  constexpr std::int64_t kPart = 1001;
+  std::vector<float> values = values_of<float>(world().rank(), kPart * world().size()), sum = values;
+  std::vector<float> own(kPart);
+  world().start_reduce_scatter_sum(view(sum), view(own))->wait();
+  std::vector<float> all(values.size());
+  world().all_gather(view(all), view(own));
+  const OnDevice<float> whole(values);
+  const Tensor place{whole.tensor().as<float>() + kPart * world().rank(), {DType::float32, {kPart}}, Device::cuda};
+  staged.start_reduce_scatter_sum(whole.tensor(), place)->wait();
+  staged.start_all_gather(whole.tensor(), place)->wait();
+  EXPECT_TRUE(same_bytes(whole.read(), all));
+}
+
 TEST_P(Staged, ResultsOutliveTheCommunicatorAndHostMemoryPassesThrough) {
   const OnDevice<float> data(values_of<float>(world().rank(), 5000));
   std::vector<float> sum = values_of<float>(world().rank(), 5000), on_host = sum;

@@ -112,11 +112,12 @@ std::string read_whole_file(const std::filesystem::path& path) {
   return text;
 }
 
-void write_file_atomically(const std::filesystem::path& path, std::span<const std::byte> bytes) {
+void write_file_atomically(const std::filesystem::path& path,
+                           const std::function<void(const FileDescriptor&, const std::filesystem::path&)>& write) {
   const std::filesystem::path temporary = path.string() + std::string(kTemporarySuffix);
   try {
     FileDescriptor file = open_file(temporary, O_WRONLY | O_CREAT | O_TRUNC, "write");
-    write_all(file, bytes, temporary);
+    write(file, temporary);
     if (::fsync(file.get()) != 0) {
       throw_system_error("write", temporary, errno);
     }
@@ -132,6 +133,11 @@ void write_file_atomically(const std::filesystem::path& path, std::span<const st
     throw;
   }
   sync_folder(path.has_parent_path() ? path.parent_path() : std::filesystem::path("."));
+}
+
+void write_file_atomically(const std::filesystem::path& path, std::span<const std::byte> bytes) {
+  write_file_atomically(
+      path, [&](const FileDescriptor& file, const std::filesystem::path& temporary) { write_all(file, bytes, temporary); });
 }
 
 void write_file_atomically(const std::filesystem::path& path, std::string_view text) {

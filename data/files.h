@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -45,6 +46,9 @@ std::string read_whole_file(const std::filesystem::path& path);
 /// fsync, rename, fsync of the folder. On an error the temporary file is removed.
 void write_file_atomically(const std::filesystem::path& path, std::span<const std::byte> bytes);
 void write_file_atomically(const std::filesystem::path& path, std::string_view text);
+/// The same for what is written piece by piece: `write` gets the open temporary file and its path.
+void write_file_atomically(const std::filesystem::path& path,
+                           const std::function<void(const FileDescriptor&, const std::filesystem::path&)>& write);
 
 /// Makes the folder and its parents.
 void make_folder(const std::filesystem::path& path);

@@ -63,6 +63,9 @@ struct ScanShape {
   std::int64_t heads = 0;   ///< Hs, divides E
   std::int64_t groups = 1;  ///< G, divides Hs
   std::int64_t conv = 4;    ///< W taps; 0: no convolution and no SiLU on xBC
+  /// No chunk has more tokens, as far as is known; 0: one may be as long as a sequence. Says how to share out the work, never
+  /// what is computed.
+  std::int64_t longest_chunk = 0;
   std::int64_t projection() const { return 2 * hidden + 2 * groups * state + heads; }  ///< columns of zxBCdt
 };
 
@@ -73,6 +76,16 @@ struct ScanWeights {
   Tensor d_skip;   ///< [Hs]
   Tensor dt_bias;  ///< [Hs]; may be empty
   Tensor norm;     ///< [E]
+};
+
+/// How a linear recurrence h_t = a_t h_{t-1} + b_t makes a and b of its inputs (kernels/signatures.inc).
+enum class RecurrenceForm : std::uint8_t { plain, min_gru, rg_lru };
+
+/// What a linear recurrence reads, or the gradients of it; [T, E] of the compute type but for the rate.
+struct RecurrenceInputs {
+  Tensor a, b;
+  Tensor u;     ///< rg_lru only
+  Tensor rate;  ///< rg_lru only: [E / heads], accumulator type; column c has rate c mod its size
 };
 
 namespace cpu {
@@ -116,7 +129,13 @@ namespace cuda {
   X(chunk_scan) \
   X(chunk_scan_backward) \
   X(chunk_scan_workspace) \
-  X(chunk_scan_backward_workspace)
+  X(chunk_scan_backward_workspace) \
+  X(linear_recurrence) \
+  X(linear_recurrence_backward) \
+  X(linear_recurrence_backward_workspace) \
+  X(causal_conv_silu) \
+  X(causal_conv_silu_backward) \
+  X(causal_conv_silu_backward_workspace)
 // clang-format on
 
 /// One function pointer per kernel: `on(launch).rms_norm(launch, ...)`.

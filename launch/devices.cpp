@@ -81,11 +81,20 @@ Device open_device(const std::string& name, DType dtype, const Communicator& com
   return Device::cuda;
 }
 
+Device kernels_to_plan_with() {
+  kernels::cuda::use_kernels();
+  return Device::cuda;
+}
+
 #else
 
 Device open_device(const std::string& name, DType, const Communicator&, bool) {
   require<UsageError>(name != "cuda",
                       "this program was built without CUDA and computes on the CPU only; build it where nvcc is, or use cpu");
+  return Device::cpu;
+}
+
+Device kernels_to_plan_with() {
   return Device::cpu;
 }
 

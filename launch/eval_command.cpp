@@ -69,7 +69,8 @@ LoadedRun load_run(FoundRun found, const RunOptions& options, std::int64_t seque
                                                                 .logits = logits,
                                                                 .device = device},
                                                  communicator);
-  run.programs->load_weights([&](const std::vector<NamedTensor>& tensors) { load_tensors(run.found.checkpoint, tensors); });
+  run.programs->load_weights(
+      [&](const std::vector<NamedTensor>& tensors) { load_slices(run.found.checkpoint, whole_slices(tensors)); });
   return run;
 }
 
@@ -101,7 +102,7 @@ class PreparedText {
 void evaluate(const EvalOptions& options) {
   run_on_ranks([&](Communicator& communicator) {
     set_threads(options.threads, communicator);
-    FoundRun found = find_run(options.run, options.step);
+    FoundRun found = find_run(options.run, options.step, communicator);
     ChunkingConfig& chunking = found.config.model.chunking;
     chunking.strategy = options.strategy.empty() ? chunking.strategy : options.strategy;
     chunking.ends_file = !options.chunk_ends.empty()       ? options.chunk_ends
@@ -125,7 +126,7 @@ void evaluate(const EvalOptions& options) {
     const Evaluator evaluator(dataset, {kSequences, run.found.config.data.sequence_length}, options.windows, communicator);
     const EvaluationResult result = evaluator.run(*run.programs).value();
     if (communicator.rank() == 0) {
-      std::printf("%s on %s\n", run.found.checkpoint.c_str(),
+      std::printf("%s on %s\n", run.found.checkpoint.folder.c_str(),
                   options.text.empty() ? folder.c_str() : options.text.front().c_str());
       std::printf("  loss               %.4f nats per token\n", result.loss);
       std::printf("  token perplexity   %.3f over %lld predicted tokens\n", result.perplexity(),
@@ -139,7 +140,7 @@ void evaluate(const EvalOptions& options) {
 void generate(const GenerateOptions& options) {
   SingleProcess communicator;
   set_threads(options.threads, communicator);
-  const LoadedRun run = load_run(find_run(options.run, options.step), options, 1, true, communicator);
+  const LoadedRun run = load_run(find_run(options.run, options.step, communicator), options, 1, true, communicator);
   const Tokenizer tokenizer = Tokenizer::load(fs::path(options.run) / kRunTokenizer);
   std::vector<std::int32_t> tokens{tokenizer.bos()};
   const std::vector<std::int32_t> prompt = tokenizer.encode(options.prompt);

@@ -1,6 +1,7 @@
 // The `attamba` program: subcommands, help, and exit codes (docs/reliability.md).
 #include <CLI/CLI.hpp>
 #include <algorithm>
+#include <csignal>
 #include <exception>
 #include <iostream>
 #include <string>
@@ -22,10 +23,13 @@ constexpr int kUsage = 2;
 constexpr std::string_view kFlows = R"(
 Common flows:
   attamba verify tests/golden/*.h5             check this machine's results against golden files
+  attamba plan configs/attamba_62m.toml --ranks 8 --gpu H200
+                                               memory, time and traffic of a run, predicted before it is started
   attamba train configs/attamba_small.toml     train; `attamba train --help` lists every key with its default
       --optim.lr 1e-3 --model.chunking.size 4  ... with some keys changed
       --run.folder runs/first                  ... into a folder of its own; run the same line again to resume
   mpirun -n 4 attamba train CONFIG ...         the same on four processes
+  attamba submit CONFIG --nodes 2 --gpus 8     the same as a SLURM job
   attamba COMMAND --help                       everything about one command
 
 Exit codes: 0 done; 1 failed; 2 mistaken configuration or command line; 75 training was stopped and saved, run the same
@@ -88,9 +92,12 @@ int run(int argc, char** argv) {
   add_data_commands(program);
   add_train_command(program);
   add_eval_command(program);
+  add_checkpoint_command(program);
   add_verify_command(program);
   add_bench_command(program);
+  add_plan_command(program);
   add_plot_command(program);
+  add_submit_command(program);
   program.footer(std::string(kFlows));  // last, because subcommands inherit a footer that is there before them
   try {
     program.parse(argc, argv);
@@ -121,5 +128,6 @@ int run(int argc, char** argv) {
 }  // namespace attamba
 
 int main(int argc, char** argv) {
+  std::signal(SIGXFSZ, SIG_IGN);  // a file that may not grow further is an error of the write, not the end
   return attamba::run(argc, argv);
 }

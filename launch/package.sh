@@ -57,14 +57,14 @@ for program in "${programs[@]}"; do
 done
 
 # Shared libraries, each under the name it is asked for. libc's family, the driver, cuBLAS and NCCL stay where they are.
-ldd "${programs[@]/#/$output/}" > "$output.ldd"
-! grep 'not found' "$output.ldd" >&2 || fail "libraries are missing here already"
-sort -u "$output.ldd" | awk '$2 == "=>" && $3 ~ /^\// { print $1, $3 }' |
-  grep -Ev '^(libc|libm|libdl|libpthread|librt|libresolv|libutil|libnss_[a-z]+|libcuda|libnvidia-[a-z]+|libcublas|libcublasLt|libnccl)\.so' |
-  sort -u | while read -r name path; do
-    [[ $path == "$output"/* ]] || install -m 644 "$path" "$output/lib/$name"
-  done
-rm -f "$output.ldd"
+stays='^(libc|libm|libdl|libpthread|librt|libresolv|libutil|libnss_[a-z]+|libcuda|libnvidia-[a-z]+|libcublas|libcublasLt|libnccl)\.so'
+libraries_of() {
+  env -i PATH=/usr/bin:/bin ldd "$@" | sed 's/=> not found/=> missing/' | awk '$2 == "=>" { print $1, $3 }' | grep -Ev "$stays" | sort -u
+}
+libraries_of "${programs[@]/#/$output/}" | while read -r name path; do
+  [[ $path != missing ]] || fail "$name is missing here already"
+  [[ $path == "$output"/* ]] || install -m 644 "$path" "$output/lib/$name"
+done
 strip --strip-unneeded "$output"/lib/*
 
 cp -r configs "$output/configs"
@@ -84,8 +84,7 @@ cp -r "$tokens" "$output/tokens"
 
 libc=$(objdump -T "$output"/attamba "$output"/lib/* 2> /dev/null | grep -o 'GLIBC_[0-9.]*' | sort -uV | tail -n 1 | tr _ ' ')
 if [[ $cuda == ON ]]; then
-  nvcc=$(sed -n 's/^CMAKE_CUDA_COMPILER:[A-Z]*=//p' "$build/CMakeCache.txt")
-  blas=libcublasLt.so.$("$nvcc" --version | sed -n 's/.*release \([0-9]*\)\..*/\1/p')
+  blas=libcublasLt.so.$(sed -n 's/^set(CMAKE_CUDA_COMPILER_VERSION "\([0-9]*\)\..*/\1/p' "$build"/CMakeFiles/*/CMakeCUDACompiler.cmake)
   echo "$blas" > "$output/needs.txt"
 fi
 {
@@ -102,6 +101,14 @@ fi
   echo
   echo "tests/gpu_check.sh checks and measures everything in under ten minutes and writes report.json."
 } > "$output/PACKAGE.txt"
+
+# Elsewhere, and without this machine's settings, it must find all of these beside itself.
+elsewhere=$(mktemp -d)
+cp -r "$output" "$elsewhere/package"
+outside=$(libraries_of "${programs[@]/#/$elsewhere/package/}" | grep -v " $elsewhere/package/" || true)
+env -i PATH=/usr/bin:/bin "$elsewhere/package/attamba" --version > /dev/null || outside+=" (the program does not start)"
+rm -rf "$elsewhere"
+[[ -z $outside ]] || fail "the package does not hold everything that it needs: $outside"
 
 tar -C "$(dirname "$output")" --sort=name --owner=0 --group=0 --numeric-owner -cf - "$(basename "$output")" | gzip -9 > "$output.tar.gz"
 size=$(stat -c %s "$output.tar.gz")

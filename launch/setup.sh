@@ -2,7 +2,10 @@
 # Installs the Debian packages that are missing, configures a build folder and builds in it. Run it as often as you like: what is
 # there already is left alone.
 #
-#   launch/setup.sh [--preset NAME] [TARGET...]     NAME from CMakePresets.json, cpu-release by default; no TARGET: everything
+#   launch/setup.sh [--preset NAME] [--with-slurm] [TARGET...]
+#
+# NAME is from CMakePresets.json, cpu-release by default; no TARGET: everything. --with-slurm also installs SLURM's daemons, of
+# which tests/slurm starts its own.
 #
 # ATTAMBA_JOBS sets the number of compilers at a time (default: one per core).
 set -euo pipefail
@@ -11,17 +14,20 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 say() { printf '%s\n' "$*" >&2; }
 fail() { say "setup: $*"; exit 1; }
 
-preset=cpu-release
-if [[ ${1:-} == --preset ]]; then
-  preset=${2:?setup: --preset needs a name}
-  shift 2
-fi
+preset=cpu-release slurm=()
+while [[ ${1:-} == --* ]]; do
+  case $1 in
+    --preset) preset=${2:?setup: --preset needs a name}; shift 2 ;;
+    --with-slurm) slurm=(slurmctld slurmd slurm-client munge); shift ;;
+    *) fail "no option $1; the head of launch/setup.sh explains the options" ;;
+  esac
+done
 
 # A tool counts as present when it can be called, wherever it came from; a library when its Debian package is installed.
 tools=(g++:g++ cmake:cmake ninja:ninja-build ccache:ccache pkg-config:pkg-config mpirun:openmpi-bin git:git)
 # oneDNN's CMake package looks for OpenCL, which its Debian package does not bring along.
 libraries=(libopenmpi-dev libhdf5-dev libopenblas-dev libdnnl-dev ocl-icd-opencl-dev libsentencepiece-dev libzstd-dev zlib1g-dev libcli11-dev
-           libtomlplusplus-dev nlohmann-json3-dev libgtest-dev libgmock-dev libboost-context-dev)
+           libtomlplusplus-dev nlohmann-json3-dev libgtest-dev libgmock-dev libboost-context-dev "${slurm[@]}")
 
 missing_packages() {
   local entry

@@ -3,18 +3,19 @@
 # benchmarks, PyTorch peers, a short training. A step that fails or takes too long does not stop the others. Results: a folder
 # with the log and the numbers of every step, and report.json, which says for every goal whether it was reached.
 #
-#   tests/gpu_check.sh [--out FOLDER] [--device cuda|cpu] [--budget SECONDS] [--only PATTERN]
+#   tests/gpu_check.sh [--out FOLDER] [--device auto|cuda|cpu] [--budget SECONDS] [--only PATTERN]
 #                      [--program FILE] [--kernels-check FILE] [--tokens FOLDER] [--python FILE]
 #
-# Without options: as in a package made by launch/package.sh, or the programs of build/cuda in a checkout. --device cpu is the
-# same on tiny sizes, to prove this script on a machine without a GPU: its numbers say nothing. --only runs the steps whose
-# names match the pattern (a regular expression).
+# Without options: as in a package made by launch/package.sh, or the programs of build/cuda in a checkout, on the GPU if there is
+# one. Without one, what needs none is checked on the CPU and the rest reported as not measured. --device cpu is the same on
+# tiny sizes, to prove this script: its numbers say nothing. --only runs the steps whose names match the pattern (a regular
+# expression).
 #
 # Exit code 0: every step did what it should; 1: some did not (speeds that miss their goal are reported, and fail nothing).
 set -uo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-out=gpu-check device=cuda budget=540 only=. program="" kernels_check="" tokens="" python=python3
+out=gpu-check device=auto budget=540 only=. program="" kernels_check="" tokens="" python=python3
 while (($# > 0)); do
   (($# > 1)) || { echo "gpu_check: $1 needs a value, or is no option; the head of this script explains them" >&2; exit 2; }
   case $1 in
@@ -44,6 +45,18 @@ rm -rf "$out"/*.log "$out"/*.json "$out"/*.step "$out"/runs
 [[ -z $tokens ]] || tokens=$(realpath "$tokens")
 tokens=${tokens:-$root/tokens}
 cd "$root" || exit 2
+
+# Without a GPU, why there is none: what needs one is not measured.
+no_gpu=""
+if [[ $device == auto ]]; then
+  device=cuda
+  said=$("$program" verify --device cuda tests/golden/attamba_pseudo.h5 2>&1) ||
+    no_gpu=$(sed -n 's/.*no GPU to compute on: //p; s/.*this program was built without CUDA.*/a program without CUDA/p' <<< "$said")
+fi
+if [[ -n $no_gpu ]]; then
+  echo "gpu_check: no GPU ($no_gpu): checking what needs none, on the CPU"
+  device=cpu kernels_check=""
+fi
 
 # cuBLASLt, where the system's loader does not find it: the toolkit's, or PyTorch's.
 if [[ $device == cuda && -f $root/needs.txt ]]; then
@@ -184,4 +197,4 @@ if "$python" -c 'import torch' 2> /dev/null; then
   fi
 fi
 
-"$python" tests/gpu_report.py "$out" "$device" "$(($(date +%s) - began))"
+"$python" tests/gpu_report.py "$out" "$device" "$(($(date +%s) - began))" "$no_gpu"

@@ -135,7 +135,8 @@ attention_tiles_kernel(const Forward<bf16> a, const int tiles) {
 
   copy_rows<kD, Plan::kRows, Plan::kThreads>(
       q_tile, a.q, a.sizes.d, [&](int, int row) { return place_of_row(a.sizes, head, first_row + row, last_row + 1); });
-  const KeyTiles<Plan::kKeys> tiles_of_keys(a.table, head.token(a.sizes, first_row), head.token(a.sizes, last_row));
+  const int last_token = head.token(a.sizes, last_row);
+  const KeyTiles<Plan::kKeys> tiles_of_keys(a.table, head.token(a.sizes, first_row), last_token, last_token + 1);
   KeyCopier<kD, Plan::kKeys, Plan::kThreads> copier;
   copier.look_up(tiles_of_keys, 0, a.table);
   copier.copy(stages, a.k, a.v, a.sizes, head);

@@ -2,105 +2,93 @@
 //
 //   delta = rowsum(dout * out);  dS = P * (dout v^T - delta);  dq = dS k / sqrt(d);  dk = dS^T q / sqrt(d);  dv = P^T dout
 //
-// Every output row has one owner, so sums need no atomics and always have the same order. bfloat16, three launches:
-// 1. A block owns 128 query rows and walks the keys that they see, as in the forward pass: dq, and lse and delta as statistics.
-// 2. A block owns a tile of tokens and walks the query rows that see them as local keys: dk, dv.
+// Every output row has one owner, so sums need no atomics and always have the same order. bfloat16, heads of up to 64:
+// 1. Statistics: lse and delta of every query row.
+// 2. A block owns 128 tokens: it walks the keys that their query rows see (dq), then the query rows that see them as local keys
+//    (dk, dv). Its own rows and keys, most of what is local, are read once for both.
 // 3. A block owns a tile of chunk ends and walks the query rows that see them as compact keys; it adds to their rows of dk, dv.
 //    How many ends there are is known on the device alone: blocks beyond them have nothing to do.
-// Scores are recomputed transposed where keys are owned, so that P and dS never leave registers either way.
+// For larger heads shared memory does not hold both, and 2. is two launches, of query rows and of local keys.
 // Everything else: a warp owns a row (attention_rows.h).
+#include "kernels/cuda/attention_backward_tiles.h"
 #include "kernels/cuda/attention_rows.h"
-#include "kernels/cuda/attention_tiles.h"
 
 namespace attamba::kernels::cuda {
 namespace {
 
 using namespace attention_parts;
 
-constexpr float kLog2E = 1.4426950408889634f;
+// ------------------------------------------------------------------------------------------------ statistics
+constexpr int kStatisticThreads = 256;
+template <int kD>
+constexpr int kStatisticRows = kStatisticThreads / (kD / 8);  ///< of a block; a thread takes 16 bytes of a row
 
-// ------------------------------------------------------------------------------------------------ queries
+template <int kD>
+ATTAMBA_KERNEL(kStatisticThreads, 4)
+statistics_kernel(const Backward<bf16> a, const int tiles) {
+  constexpr int kChunks = kD / 8;
+  const Head head(a.sizes, device::block_x() / tiles);
+  const int row = device::block_x() % tiles * kStatisticRows<kD> + device::thread_index() / kChunks;
+  const int chunk = device::thread_index() % kChunks;
+  const bool exists = row < a.sizes.rows;
+  float delta = 0;
+  if (exists && chunk * 8 < a.sizes.d) {
+    const std::int64_t element = head.query_element(a.sizes, row) + chunk * 8;
+    const auto out = device::Pack<bf16>::read(a.out + element), dout = device::Pack<bf16>::read(a.dout + element);
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      delta += out.value[i] * dout.value[i];
+    }
+  }
+#pragma unroll
+  for (int mask = kChunks / 2; mask > 0; mask /= 2) {
+    delta += device::shuffle_xor(delta, mask);
+  }
+  if (chunk == 0 && row < padded_rows(a.sizes)) {
+    const float lse = exists ? load(a.lse + head.query(a.sizes, row)) * kLog2E : 0;
+    store_statistic(a.statistics + head.index * padded_rows(a.sizes) + row, {lse, delta});
+  }
+}
+
+// ------------------------------------------------------------------------------------------------ query rows
+/// One tile of rows against all the keys that they see before `local_end` and as compact ones, through two stages; `own_keys`
+/// adds those that the block has anyway. dq leaves through `dq_tile`, the warp's own 16 rows of shared memory.
+template <int kD, int kKeys, int kThreads, class OwnKeys>
+ATTAMBA_DEVICE void walk_keys(const Backward<bf16>& a, const Head& head, const KeyTiles<kKeys>& tiles, int warp_row,
+                              const OwnQueries<kD>& own, KeyCopier<kD, kKeys, kThreads>& copier, bf16* stages,
+                              const OwnKeys& own_keys, float (&dq)[kD / 8][4]) {
+  constexpr int kStage = 2 * kKeys * kD;
+  WarpKeys keys(a.sizes, a.table, head, false, warp_row);
+  const float scale_log2 = a.sizes.scale * kLog2E;
+  own_keys(keys);
+  for (int tile = 0; tile < tiles.count; ++tile) {
+    if (tile + 1 < tiles.count) {
+      copier.copy(stages + (tile + 1) % 2 * kStage, a.k, a.v, a.sizes, head);
+      device::copy_async_commit();
+      copier.look_up(tiles, tile + 2, a.table);
+    }
+    if (tile == tiles.local_tiles) {
+      keys = WarpKeys(a.sizes, a.table, head, true, warp_row);
+    }
+    const bf16* const k = stages + tile % 2 * kStage;
+    add_to_dq<kD, kKeys>(dq, own, k, k + kKeys * kD, tiles.first(tile), keys, scale_log2);
+    device::copy_async_wait<0>();
+    device::sync_block();
+  }
+}
+
 template <int kD>
 struct QueryPlan {
-  static constexpr int kWarps = 8, kThreads = kWarps * kWarp, kRows = 16 * kWarps, kKeys = kD <= 64 ? 64 : 32;
-  static constexpr int kBlocks = kD <= 64 ? 2 : 1;
+  static constexpr int kWarps = 8, kThreads = kWarps * kWarp, kRows = 16 * kWarps, kKeys = 32;
   static constexpr int kStage = 2 * kKeys * kD;
   static constexpr std::size_t shared_bytes() {
     return device::SharedMemory::bytes_of<bf16>(2 * kRows * kD) + device::SharedMemory::bytes_of<bf16>(2 * kStage) +
-           device::SharedMemory::bytes_of<float>(kRows);
+           device::SharedMemory::bytes_of<device::Bytes8>(kRows);
   }
 };
 
-/// deltas[r] = sum(dout * out) of the warp's 16 rows from `row` on; dout in `tile`. Also writes the statistics of these rows.
 template <int kD>
-ATTAMBA_DEVICE void compute_deltas(float* deltas, const bf16* tile, const Backward<bf16>& a, const Head& head, int row) {
-  constexpr int kChunks = kD / 8;
-  const int lane = device::lane_index(), chunk = lane % kChunks;
-  device::Bytes8* const statistics = a.statistics + head.index * padded_rows(a.sizes);
-#pragma unroll
-  for (int r = 0; r < 16; r += kWarp / kChunks) {
-    const int own = r + lane / kChunks;
-    const bool exists = row + own < a.sizes.rows;
-    const std::int64_t query = exists ? head.query(a.sizes, row + own) : 0;
-    float delta = 0;
-    if (exists && chunk * 8 < a.sizes.d) {
-      const auto out = device::Pack<bf16>::read(a.out + query * a.sizes.d + chunk * 8);
-      const auto dout = device::Pack<bf16>::read(tile + in_tile<kD>(own, chunk));
-#pragma unroll
-      for (int i = 0; i < 8; ++i) {
-        delta += out.value[i] * dout.value[i];
-      }
-    }
-#pragma unroll
-    for (int mask = kChunks / 2; mask > 0; mask /= 2) {
-      delta += device::shuffle_xor(delta, mask);
-    }
-    if (chunk == 0) {
-      store(deltas + own, delta);
-      if (row + own < padded_rows(a.sizes)) {
-        store_statistic(statistics + row + own, {exists ? load(a.lse + query) * kLog2E : 0, delta});
-      }
-    }
-  }
-}
-
-/// Adds one tile of keys to dq of the warp's rows.
-template <int kD, int kKeys>
-ATTAMBA_DEVICE void add_to_dq(float (&dq)[kD / 8][4], const std::uint32_t (&q)[kD / 16][4],
-                              const std::uint32_t (&dout)[kD / 16][4], const bf16* k, const bf16* v, int first,
-                              const WarpKeys& keys, float scale_log2, const float (&lse)[2], const float (&delta)[2]) {
-  const int column = device::lane_index() % 4 * 2;
-#pragma unroll 1
-  for (int j = 0; j < kKeys / 16; ++j) {
-    const int from = first + 16 * j;
-    if (!keys.see_any(from, from + 16)) {
-      continue;
-    }
-    float s[2][4] = {}, dp[2][4] = {};
-#pragma unroll
-    for (int step = 0; step < kD / 16; ++step) {
-      multiply_rows<kD>(s, q[step], k, 16 * j, step);
-      multiply_rows<kD>(dp, dout[step], v, 16 * j, step);
-    }
-    const bool masked = !keys.see_all(from, from + 16);
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-#pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        const int key = from + 8 * i + column + e % 2, r = e / 2;
-        const float p = device::exp2_fast(device::fused_multiply_add(s[i][e], scale_log2, -lse[r]));
-        const bool seen = !masked || (key >= keys.thread[r].begin && key < keys.thread[r].end);
-        s[i][e] = seen ? p * (dp[i][e] - delta[r]) : 0.0f;
-      }
-    }
-    std::uint32_t ds[4];
-    round_to_a(ds, s);
-    multiply_columns<kD>(dq, ds, k, 16 * j);
-  }
-}
-
-template <int kD>
-ATTAMBA_KERNEL(QueryPlan<kD>::kThreads, QueryPlan<kD>::kBlocks)
+ATTAMBA_KERNEL(QueryPlan<kD>::kThreads, 1)
 query_tiles_kernel(const Backward<bf16> a, const int tiles) {
   using Plan = QueryPlan<kD>;
   const Head head(a.sizes, device::block_x() / tiles);
@@ -110,56 +98,29 @@ query_tiles_kernel(const Backward<bf16> a, const int tiles) {
   bf16* const q_tile = shared.take<bf16>(2 * Plan::kRows * kD);
   bf16* const dout_tile = q_tile + Plan::kRows * kD;
   bf16* const stages = shared.take<bf16>(2 * Plan::kStage);
-  float* const deltas = shared.take<float>(Plan::kRows) + 16 * device::warp_index();
+  device::Bytes8* const statistics = shared.take<device::Bytes8>(Plan::kRows);
 
   const auto place_of = [&](int, int row) { return place_of_row(a.sizes, head, first_row + row, last_row + 1); };
   copy_rows<kD, Plan::kRows, Plan::kThreads>(q_tile, a.q, a.sizes.d, place_of);
   copy_rows<kD, Plan::kRows, Plan::kThreads>(dout_tile, a.dout, a.sizes.d, place_of);
-  const KeyTiles<Plan::kKeys> tiles_of_keys(a.table, head.token(a.sizes, first_row), head.token(a.sizes, last_row));
+  copy_statistics<Plan::kRows>(statistics, a, head, first_row, last_row + 1);
+  const int last_token = head.token(a.sizes, last_row);
+  const KeyTiles<Plan::kKeys> keys(a.table, head.token(a.sizes, first_row), last_token, last_token + 1);
   KeyCopier<kD, Plan::kKeys, Plan::kThreads> copier;
-  copier.look_up(tiles_of_keys, 0, a.table);
+  copier.look_up(keys, 0, a.table);
   copier.copy(stages, a.k, a.v, a.sizes, head);
   device::copy_async_commit();
-  copier.look_up(tiles_of_keys, 1, a.table);
+  copier.look_up(keys, 1, a.table);
 
-  const int warp_row = first_row + 16 * device::warp_index();
-  WarpKeys keys(a.sizes, a.table, head, false, warp_row);
-  bf16* const own_q = q_tile + 16 * device::warp_index() * kD;
-  bf16* const own_dout = dout_tile + 16 * device::warp_index() * kD;
+  const int own = 16 * device::warp_index();
   device::copy_async_wait<0>();
   device::sync_block();
-  compute_deltas<kD>(deltas, own_dout, a, head, warp_row);
-  device::sync_warp();
-  std::uint32_t q[kD / 16][4], dout[kD / 16][4];
-#pragma unroll
-  for (int step = 0; step < kD / 16; ++step) {
-    load_a<kD>(q[step], own_q, 0, step);
-    load_a<kD>(dout[step], own_dout, 0, step);
-  }
-  float lse[2], delta[2], dq[kD / 8][4] = {};
-#pragma unroll
-  for (int r = 0; r < 2; ++r) {
-    const int own = device::lane_index() / 4 + 8 * r;
-    lse[r] = warp_row + own < a.sizes.rows ? load(a.lse + head.query(a.sizes, warp_row + own)) * kLog2E : 0;
-    delta[r] = load(deltas + own);
-  }
-  const float scale_log2 = a.sizes.scale * kLog2E;
-  for (int tile = 0; tile < tiles_of_keys.count; ++tile) {
-    if (tile + 1 < tiles_of_keys.count) {
-      copier.copy(stages + (tile + 1) % 2 * Plan::kStage, a.k, a.v, a.sizes, head);
-      device::copy_async_commit();
-      copier.look_up(tiles_of_keys, tile + 2, a.table);
-    }
-    if (tile == tiles_of_keys.local_tiles) {
-      keys = WarpKeys(a.sizes, a.table, head, true, warp_row);
-    }
-    const bf16* const k = stages + tile % 2 * Plan::kStage;
-    add_to_dq<kD, Plan::kKeys>(dq, q, dout, k, k + Plan::kKeys * kD, tiles_of_keys.first(tile), keys, scale_log2, lse, delta);
-    device::copy_async_wait<0>();
-    device::sync_block();
-  }
-  write_rows<kD>(a.dq, own_q, dq, a.sizes.scale, a.sizes.scale, a.sizes.d,
-                 [&](int row) { return place_of_row(a.sizes, head, warp_row + row, a.sizes.rows); });
+  const OwnQueries<kD> queries(q_tile + own * kD, dout_tile + own * kD, statistics + own);
+  float dq[kD / 8][4] = {};
+  walk_keys<kD>(
+      a, head, keys, first_row + own, queries, copier, stages, [](const WarpKeys&) {}, dq);
+  write_rows<kD>(a.dq, q_tile + own * kD, dq, a.sizes.scale, a.sizes.scale, a.sizes.d,
+                 [&](int row) { return place_of_row(a.sizes, head, first_row + own + row, a.sizes.rows); });
 }
 
 // ------------------------------------------------------------------------------------------------ keys
@@ -167,125 +128,27 @@ template <int kD>
 struct KeyPlan {
   static constexpr int kWarps = kD <= 64 ? 8 : 4, kThreads = kWarps * kWarp, kKeys = 16 * kWarps;
   static constexpr int kRows = kD <= 64 ? 64 : 32;  ///< query rows of a tile
-  static constexpr int kBlocks = 1;
-  static constexpr int kStage = 2 * kRows * kD;
-  static constexpr bool kKeepKeys = kD <= 64;  ///< in registers, as A operands
+  static constexpr bool kKeepKeys = kD <= 64;       ///< in registers, as A operands
+  using Stages = RowStages<kD, kRows, kThreads>;
   static constexpr std::size_t shared_bytes() {
-    return device::SharedMemory::bytes_of<bf16>(2 * kKeys * kD) + device::SharedMemory::bytes_of<bf16>(2 * kStage) +
+    return device::SharedMemory::bytes_of<bf16>(2 * kKeys * kD) + device::SharedMemory::bytes_of<bf16>(2 * Stages::kStage) +
            device::SharedMemory::bytes_of<device::Bytes8>(2 * kRows) + device::SharedMemory::bytes_of<int>(2 * kKeys);
   }
 };
 
-/// A operands of the warp's 16 keys or values: kept in registers, or read again whenever they are needed.
-template <int kD, bool kKeep>
-struct OwnRows {
-  const bf16* tile;
-  std::uint32_t kept[kKeep ? kD / 16 : 1][4];
-
-  ATTAMBA_DEVICE explicit OwnRows(const bf16* own_tile) : tile(own_tile) {
-    if constexpr (kKeep) {
-#pragma unroll
-      for (int step = 0; step < kD / 16; ++step) {
-        load_a<kD>(kept[step], tile, 0, step);
-      }
-    }
-  }
-  ATTAMBA_DEVICE void multiply(float (&sum)[2][4], const bf16* rows, int row, int step) {
-    if constexpr (!kKeep) {
-      load_a<kD>(kept[0], tile, 0, step);
-    }
-    multiply_rows<kD>(sum, kept[kKeep ? step : 0], rows, row, step);
-  }
-};
-
-/// Query rows that see keys of a warp.
-struct WarpRows {
-  Range thread[2];  ///< this thread's keys
-  Range any, all;   ///< those that see at least one of the warp's keys, those that see every one
-
-  /// Of the warp's keys in lists of where each key's rows begin and end; `count` of these keys exist.
-  ATTAMBA_DEVICE WarpRows(const int* begins, const int* ends, int count) {
-    const int g = device::lane_index() / 4;
-    for (int r = 0; r < 2; ++r) {
-      thread[r] = g + 8 * r < count ? Range{load(begins + g + 8 * r), load(ends + g + 8 * r)} : Range{0, 0};
-    }
-    any = count > 0 ? Range{load(begins), load(ends + (count < 16 ? count : 16) - 1)} : Range{0, 0};
-    all = count >= 16 ? Range{load(begins + 15), load(ends)} : Range{0, 0};
-  }
-  ATTAMBA_DEVICE bool any_sees(int from, int to) const { return from < any.end && to > any.begin; }
-  ATTAMBA_DEVICE bool all_see(int from, int to) const { return from >= all.begin && to <= all.end; }
-};
-
-/// The keys that a block owns: the first one, how many exist, and the block's head.
-struct KeyTile {
-  bool compact;
-  int first, count;
-};
-
-/// Adds a tile of query rows, [2, kRows, kD] q and dout, to dk and dv of the warp's keys.
-template <int kD, bool kKeep, int kRows>
-ATTAMBA_DEVICE void add_to_dk_dv(float (&dk)[kD / 8][4], float (&dv)[kD / 8][4], OwnRows<kD, kKeep>& k, OwnRows<kD, kKeep>& v,
-                                 const bf16* q, const device::Bytes8* statistics, int first, const WarpRows& rows,
-                                 float scale_log2) {
-  const int column = device::lane_index() % 4 * 2;
-  const bf16* const dout = q + kRows * kD;
-#pragma unroll 1
-  for (int j = 0; j < kRows / 16; ++j) {
-    const int from = first + 16 * j;
-    if (!rows.any_sees(from, from + 16)) {
-      continue;
-    }
-    float p[2][4] = {}, ds[2][4] = {};
-    [[maybe_unused]] constexpr int kTimes = kKeep ? kD / 16 : 2;
-#pragma unroll kTimes
-    for (int step = 0; step < kD / 16; ++step) {
-      k.multiply(p, q, 16 * j, step);
-      v.multiply(ds, dout, 16 * j, step);
-    }
-    const bool masked = !rows.all_see(from, from + 16);
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const device::Bytes8* const pair = statistics + 16 * j + 8 * i + column;
-      const auto both = std::bit_cast<StatisticPair>(load(reinterpret_cast<const device::Bytes16*>(pair)));
-#pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        const int row = from + 8 * i + column + e % 2, r = e / 2;
-        const bool seen = !masked || (row >= rows.thread[r].begin && row < rows.thread[r].end);
-        const float value = device::exp2_fast(device::fused_multiply_add(p[i][e], scale_log2, -both.row[e % 2].lse));
-        p[i][e] = seen ? value : 0.0f;
-        ds[i][e] = seen ? value * (ds[i][e] - both.row[e % 2].delta) : 0.0f;
-      }
-    }
-    std::uint32_t rounded[4];
-    round_to_a(rounded, p);
-    multiply_columns<kD>(dv, rounded, dout, 16 * j);
-    round_to_a(rounded, ds);
-    multiply_columns<kD>(dk, rounded, q, 16 * j);
-  }
-}
-
-/// Adds value * factor of the warp's 16 keys to what `to` holds; place_of(r) says where key r lies.
-template <int kD, class PlaceOf>
-ATTAMBA_DEVICE void add_rows_to(bf16* to, const float (&value)[kD / 8][4], float factor, int d, const PlaceOf& place_of) {
-  const int g = device::lane_index() / 4, column = device::lane_index() % 4 * 2;
-#pragma unroll
-  for (int r = 0; r < 2; ++r) {
-    const Place place = place_of(g + 8 * r);
-#pragma unroll
-    for (int i = 0; i < kD / 8; ++i) {
-      if (place.exists && 8 * i < d) {
-        auto* const both = reinterpret_cast<std::uint32_t*>(to + place.element + 8 * i + column);
-        const std::uint32_t old = load(both);
-        const float low = device::to_float(bf16{static_cast<std::uint16_t>(old & 0xffffu)});
-        const float high = device::to_float(bf16{static_cast<std::uint16_t>(old >> 16)});
-        store(both, device::pack_bf16(low + value[i][2 * r] * factor, high + value[i][2 * r + 1] * factor));
-      }
-    }
+/// Where the rows begin and end that see each of `count` keys from own_first on, into lists for WarpRows.
+template <int kThreads>
+ATTAMBA_DEVICE void list_rows(int* begins, int* ends, const Backward<bf16>& a, const Head& head, bool compact, int own_first,
+                              int count) {
+  for (int key = device::thread_index(); key < count; key += kThreads) {
+    const Range rows = rows_seeing(a.sizes, a.table, head, compact, own_first + key);
+    store(begins + key, rows.begin);
+    store(ends + key, rows.end);
   }
 }
 
 template <int kD>
-ATTAMBA_KERNEL(KeyPlan<kD>::kThreads, KeyPlan<kD>::kBlocks)
+ATTAMBA_KERNEL(KeyPlan<kD>::kThreads, 1)
 key_tiles_kernel(const Backward<bf16> a, const bool compact, const int tiles) {
   using Plan = KeyPlan<kD>;
   // The local keys' launch starts with the heads that the queries' launch ended with: their rows are still in cache.
@@ -300,7 +163,7 @@ key_tiles_kernel(const Backward<bf16> a, const bool compact, const int tiles) {
   device::SharedMemory shared;
   bf16* const k_tile = shared.take<bf16>(2 * Plan::kKeys * kD);
   bf16* const v_tile = k_tile + Plan::kKeys * kD;
-  bf16* const stages = shared.take<bf16>(2 * Plan::kStage);
+  bf16* const stages = shared.take<bf16>(2 * Plan::Stages::kStage);
   device::Bytes8* const stage_statistics = shared.take<device::Bytes8>(2 * Plan::kRows);
   int* const begins = shared.take<int>(2 * Plan::kKeys);
   int* const ends = begins + Plan::kKeys;
@@ -311,45 +174,17 @@ key_tiles_kernel(const Backward<bf16> a, const bool compact, const int tiles) {
   };
   copy_rows<kD, Plan::kKeys, Plan::kThreads>(k_tile, a.k, a.sizes.d, [&](int, int row) { return place_of_key(row); });
   copy_rows<kD, Plan::kKeys, Plan::kThreads>(v_tile, a.v, a.sizes.d, [&](int, int row) { return place_of_key(row); });
-  for (int key = device::thread_index(); key < count; key += Plan::kThreads) {
-    const Range rows = rows_seeing(a.sizes, a.table, head, compact, own_first + key);
-    store(begins + key, rows.begin);
-    store(ends + key, rows.end);
-  }
+  list_rows<Plan::kThreads>(begins, ends, a, head, compact, own_first, count);
   device::sync_block();
-  const int first_row = load(begins) / 2 * 2, end_row = load(ends + count - 1);  // pairs of statistics are aligned
-  const device::Bytes8* const statistics = a.statistics + head.index * padded_rows(a.sizes);
-  const auto copy_stage = [&](int tile) {
-    const int first = first_row + tile * Plan::kRows;
-    bf16* const q = stages + tile % 2 * Plan::kStage;
-    const auto place_of = [&](int, int row) { return place_of_row(a.sizes, head, first + row, end_row); };
-    copy_rows<kD, Plan::kRows, Plan::kThreads>(q, a.q, a.sizes.d, place_of);
-    copy_rows<kD, Plan::kRows, Plan::kThreads>(q + Plan::kRows * kD, a.dout, a.sizes.d, place_of);
-    if (device::thread_index() < Plan::kRows / 2) {
-      const int row = 2 * device::thread_index();
-      device::copy_async_16(stage_statistics + tile % 2 * Plan::kRows + row, statistics + first + row, first + row < end_row);
-    }
-    device::copy_async_commit();
-  };
-  copy_stage(0);
+  const typename Plan::Stages queries{stages, stage_statistics, load(begins) / 2 * 2, load(ends + count - 1)};
+  queries.copy(a, head, 0);
   device::copy_async_wait<0>();
   device::sync_block();
 
   const int own = 16 * device::warp_index();
   OwnRows<kD, Plan::kKeepKeys> k(k_tile + own * kD), v(v_tile + own * kD);
-  const WarpRows rows(begins + own, ends + own, count - own);
   float dk[kD / 8][4] = {}, dv[kD / 8][4] = {};
-  for (int tile = 0; first_row + tile * Plan::kRows < end_row; ++tile) {
-    const int first = first_row + tile * Plan::kRows;
-    if (first + Plan::kRows < end_row) {
-      copy_stage(tile + 1);
-    }
-    add_to_dk_dv<kD, Plan::kKeepKeys, Plan::kRows>(dk, dv, k, v, stages + tile % 2 * Plan::kStage,
-                                                   stage_statistics + tile % 2 * Plan::kRows, first, rows,
-                                                   a.sizes.scale * kLog2E);
-    device::copy_async_wait<0>();
-    device::sync_block();
-  }
+  queries.add_to(dk, dv, k, v, a, head, WarpRows(begins + own, ends + own, count - own));
   const auto place_of_own = [&](int row) { return place_of_key(own + row); };
   if (compact) {
     add_rows_to<kD>(a.dk, dk, a.sizes.scale, a.sizes.d, place_of_own);
@@ -360,18 +195,140 @@ key_tiles_kernel(const Backward<bf16> a, const bool compact, const int tiles) {
   }
 }
 
+// ------------------------------------------------------------------------------------------------ both of a block of tokens
+template <int kD>
+struct TokenPlan {
+  static constexpr int kWarps = 8, kThreads = kWarps * kWarp, kTokens = 16 * kWarps, kStep = 64;
+  using Stages = RowStages<kD, kStep, kThreads>;
+  /// At d = 64 all that sm_86 has: 99 KiB.
+  static constexpr std::size_t shared_bytes() {
+    return 2 * device::SharedMemory::bytes_of<bf16>(2 * kTokens * kD) +
+           device::SharedMemory::bytes_of<bf16>(2 * Stages::kStage) + device::SharedMemory::bytes_of<device::Bytes8>(kTokens) +
+           device::SharedMemory::bytes_of<device::Bytes8>(2 * kStep) + device::SharedMemory::bytes_of<int>(2 * kTokens);
+  }
+};
+
+/// A block's shared memory and its tokens.
+template <int kD>
+struct TokenTile {
+  using Plan = TokenPlan<kD>;
+  bf16 *q, *k, *stages;  ///< [2, kTokens, kD] q and dout of as many rows; k and v
+  device::Bytes8 *statistics, *stage_statistics;
+  int *begins, *ends;
+  int first, count;        ///< tokens, as rows of the batch
+  int first_row, end_row;  ///< their query rows
+
+  ATTAMBA_DEVICE TokenTile(const Sizes& sizes, const Head& head, int tile) {
+    device::SharedMemory shared;
+    q = shared.take<bf16>(2 * Plan::kTokens * kD);
+    k = shared.take<bf16>(2 * Plan::kTokens * kD);
+    stages = shared.take<bf16>(2 * Plan::Stages::kStage);
+    statistics = shared.take<device::Bytes8>(Plan::kTokens);
+    stage_statistics = shared.take<device::Bytes8>(2 * Plan::kStep);
+    begins = shared.take<int>(2 * Plan::kTokens);
+    ends = begins + Plan::kTokens;
+    const int left = sizes.n - tile * Plan::kTokens;
+    first = head.first_token + tile * Plan::kTokens;
+    count = left < Plan::kTokens ? left : Plan::kTokens;
+    first_row = tile * Plan::kTokens * sizes.group;
+    end_row = first_row + count * sizes.group;
+  }
+};
+
+/// dq of the query rows from `part` on, as many as there are tokens.
+template <int kD>
+ATTAMBA_DEVICE void token_queries(const Backward<bf16>& a, const Head& head, const TokenTile<kD>& t, int part) {
+  using Plan = TokenPlan<kD>;
+  const int end = part + Plan::kTokens < t.end_row ? part + Plan::kTokens : t.end_row;
+  const auto place_of = [&](int, int row) { return place_of_row(a.sizes, head, part + row, end); };
+  copy_rows<kD, Plan::kTokens, Plan::kThreads>(t.q, a.q, a.sizes.d, place_of);
+  copy_rows<kD, Plan::kTokens, Plan::kThreads>(t.q + Plan::kTokens * kD, a.dout, a.sizes.d, place_of);
+  copy_statistics<Plan::kTokens>(t.statistics, a, head, part, end);
+  const KeyTiles<Plan::kStep> keys(a.table, head.token(a.sizes, part), head.token(a.sizes, end - 1), t.first);
+  KeyCopier<kD, Plan::kStep, Plan::kThreads> copier;
+  copier.look_up(keys, 0, a.table);
+  copier.copy(t.stages, a.k, a.v, a.sizes, head);
+  device::copy_async_commit();
+  copier.look_up(keys, 1, a.table);
+  device::copy_async_wait<0>();
+  device::sync_block();
+
+  const int own = 16 * device::warp_index();
+  const OwnQueries<kD> queries(t.q + own * kD, t.q + (Plan::kTokens + own) * kD, t.statistics + own);
+  float dq[kD / 8][4] = {};
+  walk_keys<kD>(
+      a, head, keys, part + own, queries, copier, t.stages,
+      [&](const WarpKeys& local) {
+        add_to_dq<kD, Plan::kTokens>(dq, queries, t.k, t.k + Plan::kTokens * kD, t.first, local, a.sizes.scale * kLog2E);
+      },
+      dq);
+  static_assert(Plan::kTokens * kD <= Plan::Stages::kStage);
+  write_rows<kD>(a.dq, t.stages + Plan::Stages::kStage + own * kD, dq, a.sizes.scale, a.sizes.scale, a.sizes.d,
+                 [&](int row) { return place_of_row(a.sizes, head, part + own + row, end); });
+}
+
+template <int kD>
+ATTAMBA_KERNEL(TokenPlan<kD>::kThreads, 1)
+token_tiles_kernel(const Backward<bf16> a, const int tiles) {
+  using Plan = TokenPlan<kD>;
+  const Head head(a.sizes, device::block_x() / tiles);
+  // Late tokens see the most compact keys: they start first, so that blocks finish together.
+  const TokenTile<kD> t(a.sizes, head, tiles - 1 - device::block_x() % tiles);
+  const auto place_of_key = [&](int key) {
+    return Place{head.key_element(a.sizes, t.first + (key < t.count ? key : 0)), key < t.count};
+  };
+  copy_rows<kD, Plan::kTokens, Plan::kThreads>(t.k, a.k, a.sizes.d, [&](int, int row) { return place_of_key(row); });
+  copy_rows<kD, Plan::kTokens, Plan::kThreads>(t.k + Plan::kTokens * kD, a.v, a.sizes.d,
+                                               [&](int, int row) { return place_of_key(row); });
+  list_rows<Plan::kThreads>(t.begins, t.ends, a, head, false, t.first, t.count);
+  for (int part = t.first_row; part < t.end_row; part += Plan::kTokens) {
+    if (part != t.first_row) {
+      device::sync_block();  // the rows before have left, and their stage
+    }
+    token_queries<kD>(a, head, t, part);
+  }
+  // A token's rows are all there where it has one; the others come again.
+  const int resident = a.sizes.group == 1 ? Plan::kTokens : 0, own = 16 * device::warp_index();
+  const typename Plan::Stages queries{t.stages, t.stage_statistics, t.first_row + resident, load(t.ends + t.count - 1)};
+  queries.copy(a, head, 0);
+  OwnRows<kD, true> k(t.k + own * kD), v(t.k + (Plan::kTokens + own) * kD);
+  const WarpRows rows(t.begins + own, t.ends + own, t.count - own);
+  float dk[kD / 8][4] = {}, dv[kD / 8][4] = {};
+  if (resident != 0) {
+    add_to_dk_dv<kD, true, Plan::kTokens>(dk, dv, k, v, t.q, t.statistics, t.first_row, rows, a.sizes.scale * kLog2E);
+  }
+  device::copy_async_wait<0>();
+  device::sync_block();
+  queries.add_to(dk, dv, k, v, a, head, rows);
+  const auto place_of_own = [&](int row) { return place_of_key(own + row); };
+  write_rows<kD>(a.dk, t.k + own * kD, dk, a.sizes.scale, a.sizes.scale, a.sizes.d, place_of_own);
+  write_rows<kD>(a.dv, t.k + (Plan::kTokens + own) * kD, dv, 1, 1, a.sizes.d, place_of_own);
+}
+
 template <int kD>
 void backward_by_tiles(const Launch& launch, const Backward<bf16>& arguments) {
   const Sizes& sizes = arguments.sizes;
-  using Queries = QueryPlan<kD>;
+  const auto tiles_of = [](std::int64_t count, int size) { return static_cast<int>((count + size - 1) / size); };
+  const int statistic_tiles = tiles_of(padded_rows(sizes), kStatisticRows<kD>);
+  launch_kernel("attention_backward: statistics", &statistics_kernel<kD>, launch,
+                {.x = sizes.blocks(statistic_tiles), .threads = kStatisticThreads}, arguments, statistic_tiles);
   using Keys = KeyPlan<kD>;
-  const int query_tiles = (sizes.rows + Queries::kRows - 1) / Queries::kRows;
-  launch_kernel("attention_backward: queries", &query_tiles_kernel<kD>, launch,
-                {.x = sizes.blocks(query_tiles), .threads = Queries::kThreads, .shared_bytes = Queries::shared_bytes()},
-                arguments, query_tiles);
-  const int key_tiles = (sizes.n + Keys::kKeys - 1) / Keys::kKeys;
+  const int key_tiles = tiles_of(sizes.n, Keys::kKeys);
   const Grid grid = {.x = sizes.blocks(key_tiles), .threads = Keys::kThreads, .shared_bytes = Keys::shared_bytes()};
-  launch_kernel("attention_backward: local keys", &key_tiles_kernel<kD>, launch, grid, arguments, false, key_tiles);
+  if constexpr (kD <= 64) {
+    using Tokens = TokenPlan<kD>;
+    const int tiles = tiles_of(sizes.n, Tokens::kTokens);
+    launch_kernel("attention_backward: tokens", &token_tiles_kernel<kD>, launch,
+                  {.x = sizes.blocks(tiles), .threads = Tokens::kThreads, .shared_bytes = Tokens::shared_bytes()}, arguments,
+                  tiles);
+  } else {
+    using Queries = QueryPlan<kD>;
+    const int tiles = tiles_of(sizes.rows, Queries::kRows);
+    launch_kernel("attention_backward: queries", &query_tiles_kernel<kD>, launch,
+                  {.x = sizes.blocks(tiles), .threads = Queries::kThreads, .shared_bytes = Queries::shared_bytes()}, arguments,
+                  tiles);
+    launch_kernel("attention_backward: local keys", &key_tiles_kernel<kD>, launch, grid, arguments, false, key_tiles);
+  }
   launch_kernel("attention_backward: compact keys", &key_tiles_kernel<kD>, launch, grid, arguments, true, key_tiles);
 }
 

@@ -119,16 +119,16 @@ ATTAMBA_DEVICE void write_rows(bf16* to, bf16* tile, const float (&value)[kD / 8
   }
 }
 
-/// The keys that a tile of query rows sees, in tiles of kKeys: local ones first, which hold each query's own.
+/// The keys that a tile of query rows sees, in tiles of kKeys: local ones before `local_end` first, then compact ones.
 template <int kKeys>
 struct KeyTiles {
   Range local, compact;
   int local_tiles, count;
 
-  ATTAMBA_DEVICE KeyTiles(const Table& table, int first_token, int last_token)
-      : local{keys_of(table, false, first_token).begin, last_token + 1},
+  ATTAMBA_DEVICE KeyTiles(const Table& table, int first_token, int last_token, int local_end)
+      : local{keys_of(table, false, first_token).begin, local_end},
         compact{keys_of(table, true, first_token).begin, keys_of(table, true, last_token).end},
-        local_tiles((local.end - local.begin + kKeys - 1) / kKeys),
+        local_tiles(local.end > local.begin ? (local.end - local.begin + kKeys - 1) / kKeys : 0),
         count(local_tiles + (compact.end - compact.begin + kKeys - 1) / kKeys) {}
 
   ATTAMBA_DEVICE bool is_compact(int tile) const { return tile >= local_tiles; }

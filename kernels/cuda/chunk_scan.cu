@@ -76,7 +76,7 @@ void chunk_scan(const Launch& launch, const Tensor& out, const Tensor& zxbcdt, c
     if constexpr (std::is_same_v<T, bfloat16>) {
       if (is_fused(shape)) {
         return fused_forward(launch, elements<T>(out), whole_batch(zxbcdt, shape, eps),
-                             make_inputs<T>(zxbcdt, weights, starts, shape));
+                             make_inputs<T>(zxbcdt, weights, starts, shape), shares_walks(shape, sequence_length));
       }
     }
     for_windows<T>(launch, zxbcdt, weights, starts, shape, eps, sequence_length, false,
@@ -104,7 +104,7 @@ void chunk_scan_backward(const Launch& launch, const Tensor& dzxbcdt, const Scan
     if constexpr (std::is_same_v<T, bfloat16>) {
       if (is_fused(shape)) {
         return fused_backward(launch, elements<T>(dzxbcdt), to, elements<T>(dout), whole_batch(zxbcdt, shape, eps),
-                              make_inputs<T>(zxbcdt, weights, starts, shape), shape);
+                              make_inputs<T>(zxbcdt, weights, starts, shape), shape, shares_walks(shape, sequence_length));
       }
     }
     for_windows<T>(launch, zxbcdt, weights, starts, shape, eps, sequence_length, true,
@@ -119,7 +119,7 @@ void chunk_scan_backward(const Launch& launch, const Tensor& dzxbcdt, const Scan
 std::size_t chunk_scan_workspace(const TensorType& zxbcdt, const ScanShape& shape, std::int64_t sequence_length) {
   return dispatch(zxbcdt.dtype, "chunk_scan", [&]<class T>() {
     const std::int64_t rows = zxbcdt.shape.rows();
-    return std::is_same_v<T, bfloat16> && is_fused(shape) ? fused_workspace(shape, rows)
+    return std::is_same_v<T, bfloat16> && is_fused(shape) ? fused_workspace(shape, rows, shares_walks(shape, sequence_length))
                                                           : plain_workspace(shape, rows, sequence_length, false);
   });
 }
@@ -127,8 +127,9 @@ std::size_t chunk_scan_workspace(const TensorType& zxbcdt, const ScanShape& shap
 std::size_t chunk_scan_backward_workspace(const TensorType& zxbcdt, const ScanShape& shape, std::int64_t sequence_length) {
   return dispatch(zxbcdt.dtype, "chunk_scan_backward", [&]<class T>() {
     const std::int64_t rows = zxbcdt.shape.rows();
-    return std::is_same_v<T, bfloat16> && is_fused(shape) ? fused_backward_workspace(shape, rows)
-                                                          : plain_workspace(shape, rows, sequence_length, true);
+    return std::is_same_v<T, bfloat16> && is_fused(shape)
+               ? fused_backward_workspace(shape, rows, shares_walks(shape, sequence_length))
+               : plain_workspace(shape, rows, sequence_length, true);
   });
 }
 

@@ -32,6 +32,7 @@ ATTAMBA_DEVICE void gate(const Inputs<bf16>& in, const ForwardShared& shared, co
   squares[0] = squares[1] = 0;
 #pragma unroll
   for (int h = 0; h < kHalf / kHead; ++h) {
+    sync_warp();  // one head's loads at a time: all at once do not fit the registers
     const float skip = load(in.d_skip + place.first_head<kHead>() + h);
 #pragma unroll
     for (int tile = 0; tile < kHead / 8; ++tile) {
@@ -74,49 +75,68 @@ ATTAMBA_DEVICE void normalize(const Sizes& s, const ForwardShared& shared, const
   }
 }
 
+/// One tile; `state` at its entry, where a chunk enters.
+template <int kState>
+ATTAMBA_DEVICE void tile_output(const Sizes& s, const Inputs<bf16>& in, const ForwardShared& shared, const Tile& tile,
+                                const float* state) {
+  constexpr int kHead = kFusedHead;
+  fetch_rows(tile, input_row(s, in, tile.begin), s.projection, shared.z);
+  sync_block();
+  convolve_tile(s, in, tile, shared.inputs);
+  load_steps(s, in, tile, shared.inputs);
+  copy_async_wait<0>();
+  sync_block();
+  const WarpPlace place;
+  float y[kHalf / kHead][kHead / 8][4] = {}, squares[2];
+  const bool works = place.first_row() < tile.rows;
+  if (works) {
+    mix<kHead, kState>(s, shared.inputs, place, state, y);
+    gate<kHead>(in, shared, place, y, squares);
+#pragma unroll
+    for (int row = 0; row < 2; ++row) {
+      if (lane_index() % 4 == 0) {
+        store(shared.sums + place.row(row) * kHalves + place.half, squares[row]);
+      }
+    }
+  }
+  sync_block();
+  if (works) {
+    normalize<kHead>(s, shared, place, y);
+  }
+}
+
+/// `states`: one per block, or, where walks are shared out, one per slot.
 template <int kState, int kGroups>
 ATTAMBA_KERNEL(kFusedThreads, 2)
-chunk_scan_kernel(Sizes given, Inputs<bf16> in, bf16* out, float* states) {
-  constexpr int kPacks = kFusedHidden / 8, kHead = kFusedHead;
+chunk_scan_kernel(Sizes given, Inputs<bf16> in, bf16* out, float* states, bool shared_out) {
+  constexpr int kPacks = kFusedHidden / 8, kStateSize = kFusedHidden * kState;
   const Sizes s = fixed_sizes<kState, kGroups>(given);
   const ForwardShared shared(s, SharedMemory());
-  const WarpPlace place;
-  float* state = states + static_cast<std::int64_t>(block_x()) * kFusedHidden * kState;
   load_weights(s, in, shared.inputs);
   for (int range = block_x(); range * kRange < s.rows; range += grid_x()) {
-    int begin = first_chunk(s, in, range);
-    for (bool more = begin >= 0; more;) {
-      const Tile tile = cut_tile(s, in, begin, (range + 1) * kRange, shared.inputs.starts);
+    int begin = first_chunk(s, in, range), limit = (range + 1) * kRange, other = shared_out ? shared_tile(s, in, range) : -1;
+    if (begin < 0) {
+      begin = limit = other;
+      other = -1;
+    }
+    while (begin >= 0) {
+      const Tile tile = cut_tile(s, in, begin, limit, shared.inputs.starts);
       if (tile.rows == 0) {
         break;
       }
-      fetch_rows(tile, input_row(s, in, tile.begin), s.projection, shared.z);
-      sync_block();
-      convolve_tile(s, in, tile, shared.inputs);
-      load_steps(s, in, tile, shared.inputs);
-      copy_async_wait<0>();
-      sync_block();
-      float y[kHalf / kHead][kHead / 8][4] = {}, squares[2];
-      const bool works = place.first_row() < tile.rows;
-      if (works) {
-        mix<kHead, kState>(s, shared.inputs, place, state, y);
-        gate<kHead>(in, shared, place, y, squares);
-#pragma unroll
-        for (int row = 0; row < 2; ++row) {
-          if (lane_index() % 4 == 0) {
-            store(shared.sums + place.row(row) * kHalves + place.half, squares[row]);
-          }
+      float* state = states + static_cast<std::int64_t>(shared_out ? slot_of(begin) : block_x()) * kStateSize;
+      tile_output<kState>(s, in, shared, tile, state);
+      if (shared_out) {
+        begin = limit = other;
+        other = -1;
+      } else if (tile.last) {
+        begin = -1;
+      } else {
+        begin += tile.rows;
+        const int leaving = leaving_chunk(s, in, tile);
+        if (leaving < kRows) {
+          pass_state<kFusedHead, kState>(s, shared.inputs, leaving, state, state);
         }
-      }
-      sync_block();
-      if (works) {
-        normalize<kHead>(s, shared, place, y);
-      }
-      begin += tile.rows;
-      more = !tile.last;
-      const int leaving = more ? leaving_chunk(s, in, tile) : kRows;
-      if (leaving < kRows) {
-        pass_state<kHead, kState>(s, shared.inputs, leaving, state, state);
       }
       sync_block();
       for (int i = thread_index(); i < tile.rows * kPacks; i += kFusedThreads) {
@@ -136,16 +156,23 @@ bool is_fused(const ScanShape& shape) {
          ((shape.state == 32 && shape.groups <= kHalves) || (shape.state == 128 && shape.groups == 1));
 }
 
-std::size_t fused_workspace(const ScanShape& shape, std::int64_t rows) {
-  const auto blocks = static_cast<std::size_t>(fused_blocks(rows));
-  return blocks * static_cast<std::size_t>(shape.hidden * shape.state) * sizeof(float);
+std::size_t fused_workspace(const ScanShape& shape, std::int64_t rows, bool shared_out) {
+  const auto state = static_cast<std::size_t>(shape.hidden * shape.state), heads = static_cast<std::size_t>(shape.heads);
+  return shared_out ? ScratchAllocator::aligned_bytes<float>(slots_of(rows) * state) +
+                          ScratchAllocator::aligned_bytes<float>(slots_of(rows) * heads)
+                    : ScratchAllocator::aligned_bytes<float>(static_cast<std::size_t>(fused_blocks(rows)) * state);
 }
 
-void fused_forward(const Launch& launch, bf16* out, const Sizes& s, const Inputs<bf16>& in) {
+void fused_forward(const Launch& launch, bf16* out, const Sizes& s, const Inputs<bf16>& in, bool shared_out) {
+  ScratchAllocator scratch(launch);
+  const std::size_t count = shared_out ? slots_of(s.rows) : static_cast<std::size_t>(fused_blocks(s.rows));
+  auto* states = scratch.take<float>(count * static_cast<std::size_t>(s.state_size()));
+  if (shared_out) {
+    long_states(launch, s, in, states, scratch.take<float>(count * static_cast<std::size_t>(s.heads)));
+  }
   const Grid grid{.x = fused_blocks(s.rows), .threads = kFusedThreads, .shared_bytes = ForwardShared::bytes(s)};
   dispatch_fused(s, [&]<int kState, int kGroups>() {
-    launch_kernel("chunk_scan", chunk_scan_kernel<kState, kGroups>, launch, grid, s, in, out,
-                  reinterpret_cast<float*>(launch.scratch.data()));
+    launch_kernel("chunk_scan", chunk_scan_kernel<kState, kGroups>, launch, grid, s, in, out, states, shared_out);
   });
 }
 

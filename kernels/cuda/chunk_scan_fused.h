@@ -1,13 +1,16 @@
 // The scan in one kernel each way, for bfloat16 and the models' shapes: matrix products on tensor cores, sums in float32.
 //
 // A block owns the chunks that begin in its ranges of kRange rows. It walks them in tiles of up to kRows rows, so that no state
-// passes between blocks; a chunk longer than a tile hands its state on inside the block, through workspace. Warps are laid out
-// as strips of 16 rows by halves of the heads: a strip's scores C B^T serve all heads of a group.
+// passes between blocks; a chunk longer than a tile hands its state on inside the block, through workspace. Where chunks may be
+// longer than kLongestWalk, tiles after a walk's first one are shared out instead: each goes to the range in which it begins,
+// and states at their entries are made before, in two launches (chunk_scan_fused_long.cu). Warps are laid out as strips of 16
+// rows by halves of the heads: a strip's scores C B^T serve all heads of a group.
 //
 // Matrix fragments are those of mma_16x8x16: with g = lane / 4 and q = lane % 4 a lane holds rows g and g + 8 and columns 2q,
 // 2q + 1 of every 8. An accumulator's columns of 16 are the next product's operand as they lie.
 #pragma once
 
+#include <algorithm>
 #include <bit>
 
 #include "kernels/cuda/chunk_scan_plain.h"
@@ -27,14 +30,38 @@ constexpr int kPadding = 8;  ///< of rows in shared memory: those of a matrix lo
 constexpr int kHiddenStride = kFusedHidden + kPadding;
 constexpr int kConvRows = 8;                    ///< rows of a thread's piece of the convolution
 constexpr std::int64_t kMostFusedBlocks = 512;  ///< each with the partial gradients of its ranges
+constexpr std::int64_t kLongestWalk = 4 * kRows;
+constexpr int kEdge = kFusedTaps - 1;  ///< rows that the convolution reaches back, or its gradient ahead
 
 /// Whether the fused kernels serve this shape: 8 heads of 32, 4 taps, N 32 in one or two groups or N 128.
 bool is_fused(const ScanShape& shape);
-std::size_t fused_workspace(const ScanShape& shape, std::int64_t rows);
-std::size_t fused_backward_workspace(const ScanShape& shape, std::int64_t rows);
-void fused_forward(const Launch& launch, bf16* out, const Sizes& s, const Inputs<bf16>& in);
+/// Whether tiles of a walk are shared out among blocks, for sequences of n rows.
+inline bool shares_walks(const ScanShape& shape, std::int64_t n) {
+  return (shape.longest_chunk > 0 ? std::min(shape.longest_chunk, n) : n) > kLongestWalk;
+}
+std::size_t fused_workspace(const ScanShape& shape, std::int64_t rows, bool shared_out);
+std::size_t fused_backward_workspace(const ScanShape& shape, std::int64_t rows, bool shared_out);
+void fused_forward(const Launch& launch, bf16* out, const Sizes& s, const Inputs<bf16>& in, bool shared_out);
 void fused_backward(const Launch& launch, bf16* dzxbcdt, const WeightGradients& gradients, const bf16* dout, const Sizes& s,
-                    const Inputs<bf16>& in, const ScanShape& shape);
+                    const Inputs<bf16>& in, const ScanShape& shape, bool shared_out);
+
+// What passes between tiles lies in workspace, in the slot of the rows where a tile begins; tiles of one walk are kRows apart.
+ATTAMBA_HOST_DEVICE int slot_of(int begin) {
+  return begin / kRows;
+}
+inline std::size_t slots_of(std::int64_t rows) {
+  return static_cast<std::size_t>(rows / kRows + 1);
+}
+
+// chunk_scan_fused_long.cu: between the launches of walks that are shared out. `kept` [slots, Hs] is the decay of the whole
+// tile before, where one chunk fills it, or 0.
+/// Fills states [slots, E N] at the entries of all tiles, and kept.
+void long_states(const Launch& launch, const Sizes& s, const Inputs<bf16>& in, float* states, float* kept);
+/// What each tile adds to the gradient of the state at its entry becomes that gradient.
+void pass_gradients(const Launch& launch, const Sizes& s, const Inputs<bf16>& in, float* gradients, float* kept);
+/// dxBC of the last rows before each tile: `rests` [slots, kEdge, channels], and what `edges` [slots, kEdge, channels] add.
+void join_edges(const Launch& launch, const Sizes& s, const Inputs<bf16>& in, const float* rests, const float* edges,
+                bf16* dzxbcdt);
 
 inline std::int64_t fused_blocks(std::int64_t rows) {
   const std::int64_t ranges = (rows + kRange - 1) / kRange;
@@ -167,6 +194,23 @@ ATTAMBA_DEVICE Tile cut_tile(const Sizes& s, const Inputs<bf16>& in, int begin, 
     }
   }
   return tile;
+}
+
+/// The tile of an earlier range's walk, after its first one, that begins in this range's rows: its first row, or -1. Its chunk
+/// fills it up to its end. Called by whole warps.
+ATTAMBA_DEVICE int shared_tile(const Sizes& s, const Inputs<bf16>& in, int range) {
+  const int row = range * kRange, chunk = chunk_start(s, in, row);
+  if (chunk == row) {
+    return -1;
+  }
+  const int walk = first_chunk(s, in, chunk / kRange), tile = walk + (row - walk + kRows - 1) / kRows * kRows;
+  return tile < row + kRange && tile < s.rows && chunk_start(s, in, tile) == chunk ? tile : -1;
+}
+
+/// Start of the chunk that goes on after a full tile, counted from the tile's first row; kRows when none does.
+ATTAMBA_DEVICE int leaving_chunk(const Sizes& s, const Inputs<bf16>& in, const Tile& tile) {
+  const int next = tile.begin + kRows, start = chunk_start(s, in, next);
+  return start < next ? start - tile.begin : kRows;
 }
 
 ATTAMBA_HOST_DEVICE int strip_count(int rows) {

@@ -14,39 +14,23 @@ namespace {
 
 using namespace device;
 
-/// What a block keeps in workspace for chunks longer than a tile; see `make_passing`.
+/// What passes between tiles, in workspace.
 struct Passing {
-  float* states;        ///< [rows / kRows + 1, E N], at the entry of the tile that begins in these rows
-  float* gradients[2];  ///< [E N] of the state at a tile's end, and of that at its entry
-  float* products[2];   ///< [halves, kStrips, N / 16] pieces of dB (from the exit) and dC (from the entry)
-  float* edges[2];      ///< [kEdge, channels] gradient before SiLU of the next tile's first rows, and of this one's
+  float* states;     ///< [slots, E N], at a tile's entry
+  float* gradients;  ///< [slots, E N], of these
+  float* edges;      ///< [slots, kEdge, channels], see Edges
+  float* rests;      ///< the same, or null where the tiles of a walk go to one block
+  float* products;   ///< [blocks, 2, halves, kStrips, N / 16] pieces of dB (from the exit) and dC (from the entry)
 
-  static std::size_t per_block(const ScanShape& shape) {
-    const auto state = static_cast<std::size_t>(shape.hidden * shape.state);
-    const auto products = static_cast<std::size_t>(kHalves * kRows * shape.state);
-    const auto edges = static_cast<std::size_t>(kEdge * (shape.hidden + 2 * shape.groups * shape.state));
-    return 2 * (state + products + edges);
-  }
-  static std::size_t states_size(const ScanShape& shape, std::int64_t rows) {
-    return static_cast<std::size_t>((rows / kRows + 1) * shape.hidden * shape.state);
+  ATTAMBA_DEVICE bool shared_out() const { return rests != nullptr; }
+  template <int kState>
+  ATTAMBA_DEVICE float* own_products(int which) const {
+    constexpr int kProducts = kHalves * kRows * kState;
+    return products + (std::int64_t{block_x()} * 2 + which) * kProducts;
   }
 };
-
-template <int kState>
-ATTAMBA_DEVICE Passing make_passing(const Sizes& s, float* memory) {
-  constexpr int kStateSize = kFusedHidden * kState, kProducts = kHalves * kRows * kState;
-  const int edges = kEdge * s.channels;
-  Passing passing{};
-  passing.states = memory;
-  float* next = memory + static_cast<std::int64_t>(s.rows / kRows + 1) * kStateSize +
-                static_cast<std::int64_t>(block_x()) * 2 * (kStateSize + kProducts + edges);
-#pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    passing.gradients[i] = next + i * kStateSize;
-    passing.products[i] = next + 2 * kStateSize + i * kProducts;
-    passing.edges[i] = next + 2 * (kStateSize + kProducts) + i * edges;
-  }
-  return passing;
+ATTAMBA_DEVICE float* in_slot(float* values, int slot, int size) {
+  return values + static_cast<std::int64_t>(slot) * size;
 }
 
 /// acc [16, N] of the warp's strip, a group's dB (half 0) or dC (half 1), from the scores' gradients of the group's halves.
@@ -186,63 +170,63 @@ ATTAMBA_DEVICE void step_gradient(const Sizes& s, const Inputs<bf16>& in, const 
 struct Step {
   Tile tile;
   int leaving;    ///< as of leaving_chunk
-  float* state;   ///< at the entry
-  int parity;     ///< which of two buffers holds what the next tile left
   bool add_taps;  ///< the block has written its taps' gradient before
 };
 
+/// The gradient of the state at the tile's entry: what the tile's dY adds, and `exit` decayed, where its chunk goes on.
 template <int kState>
-ATTAMBA_DEVICE void tile_gradient(const Sizes& s, const Inputs<bf16>& in, const BackwardShared& shared, const WarpPlace& place,
-                                  const Passing& passing, const Step& step, const bf16* dout, bf16* dzxbcdt, float* partial,
-                                  float (&dnorm)[4]) {
+ATTAMBA_DEVICE void entry_gradient(const Sizes& s, const BackwardShared& shared, int strips, const float* exit, float* entry) {
+  const Shared& inputs = shared.inputs;
+  pass_outer_products<kFusedHead, kState>(s, shared.dy, kHiddenStride, inputs, true, strips, exit, entry, [&](int head, int t) {
+    return load(inputs.starts + t) < 0 ? exp2_fast(load(inputs.decay + head * kRows + t)) : 0.0f;
+  });
+}
+
+template <int kState>
+ATTAMBA_DEVICE void tile_gradient(const Sizes& s, const Inputs<bf16>& in, const BackwardShared& shared, const Passing& passing,
+                                  const Step& step, const bf16* dout, bf16* dzxbcdt, float* partial, float (&dnorm)[4]) {
+  constexpr int kStateSize = kFusedHidden * kState;
   const Shared& inputs = shared.inputs;
   const Tile& tile = step.tile;
-  const int strips = strip_count(tile.rows), leaving = step.leaving;
-  const bool works = place.strip < strips, leaves = leaving < kRows, enters = load(inputs.starts) < 0;
-  float* exit = passing.gradients[step.parity];
+  const int strips = strip_count(tile.rows), leaving = step.leaving, slot = slot_of(tile.begin);
+  const bool works = WarpPlace().strip < strips, leaves = leaving < kRows, enters = load(inputs.starts) < 0;
+  float *state = in_slot(passing.states, slot, kStateSize), *exit = in_slot(passing.gradients, slot + 1, kStateSize);
   fetch_rows(tile, dout + static_cast<std::int64_t>(tile.begin) * kFusedHidden, kFusedHidden, shared.dy);
   convolve_tile(s, in, tile, inputs);
   load_steps(s, in, tile, inputs);
   copy_async_wait<0>();
   sync_block();
-  gate_backward<kState>(s, in, tile, shared, place, works, step.state, dzxbcdt, dnorm);
+  gate_backward<kState>(s, in, tile, shared, WarpPlace(), works, state, dzxbcdt, dnorm);
   sync_block();
-  float dx[kWarpHeads][kFusedHead / 8][4] = {};
   if (works) {
+    const WarpPlace place;
     if (enters) {
-      state_products<kState>(place, shared.dy, kHiddenStride, step.state, passing.products[1], [&](int head, int t) {
+      state_products<kState>(place, shared.dy, kHiddenStride, state, passing.own_products<kState>(1), [&](int head, int t) {
         return load(inputs.starts + t) < 0 ? exp2_fast(load(inputs.decay + head * kRows + t)) : 0.0f;
       });
     }
     if (leaves) {
-      state_products<kState>(place, inputs.active, inputs.stride, exit, passing.products[0], [&](int head, int t) {
+      state_products<kState>(place, inputs.active, inputs.stride, exit, passing.own_products<kState>(0), [&](int head, int t) {
         const float* decay = inputs.decay + head * kRows;
         return t >= leaving ? exp2_fast(load(decay + kRows - 1) - load(decay + t)) * load(inputs.delta + head * kRows + t)
                             : 0.0f;
       });
     }
-    pair_gradient<kState>(s, shared, place, strips, dx);
-    if (leaves) {
-      exit_gradient<kState>(s, shared, place, leaving, exit, dx);
-    }
+    pair_gradient<kState>(s, in, shared, place, strips, leaving, exit);
   }
-  sync_block();  // X is read, scores' gradients are there
-  if (works) {
-    write_dx(in, shared, place, dx);
+  sync_block();  // the scores' gradients are there
+  if (enters && !passing.shared_out()) {
+    entry_gradient<kState>(s, shared, strips, leaving < 0 ? exit : nullptr, in_slot(passing.gradients, slot, kStateSize));
   }
-  if (enters) {  // the gradient of the state at the entry
-    pass_outer_products<kFusedHead, kState>(
-        s, shared.dy, kHiddenStride, inputs, true, strips, leaving < 0 ? exit : nullptr, passing.gradients[1 - step.parity],
-        [&](int head, int t) { return load(inputs.starts + t) < 0 ? exp2_fast(load(inputs.decay + head * kRows + t)) : 0.0f; });
-  }
-  step_gradient<kState>(s, in, tile, shared, leaving, step.state, exit, dzxbcdt);
+  step_gradient<kState>(s, in, tile, shared, leaving, state, exit, dzxbcdt);
+  const WarpPlace place;
   float group[2][kState / 8][4] = {};
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
     if (works && i < s.groups) {
       score_products<kState>(s, shared, place, strips, i, group[i]);
       if (place.half == 1 ? enters : leaves) {
-        add_products<kState>(s, place, i, passing.products[place.half], group[i]);
+        add_products<kState>(s, place, i, passing.own_products<kState>(place.half), group[i]);
       }
     }
   }
@@ -255,7 +239,11 @@ ATTAMBA_DEVICE void tile_gradient(const Sizes& s, const Inputs<bf16>& in, const 
   }
   sync_block();
   auto* taps = reinterpret_cast<float*>(shared.dy);
-  convolve_backward(s, in, tile, shared, leaving, passing.edges[step.parity], passing.edges[1 - step.parity], taps, dzxbcdt);
+  const int edge = kEdge * s.channels;
+  const Edges edges{.next = in_slot(passing.edges, slot + 1, edge),
+                    .own = in_slot(passing.edges, slot, edge),
+                    .rest = passing.shared_out() ? in_slot(passing.rests, slot + 1, edge) : nullptr};
+  convolve_backward(s, in, tile, shared, leaving, edges, taps, dzxbcdt);
   sync_block();
   sum_taps(s, strips, taps, partial, step.add_taps);
   sync_block();
@@ -278,8 +266,8 @@ ATTAMBA_DEVICE int entry_states(const Sizes& s, const Inputs<bf16>& in, const Sh
       convolve_tile(s, in, tile, shared);
       load_steps(s, in, tile, shared);
       sync_block();
-      pass_state<kFusedHead, kState>(s, shared, leaving, states + static_cast<std::int64_t>(begin / kRows) * kStateSize,
-                                     states + static_cast<std::int64_t>(begin / kRows + 1) * kStateSize);
+      pass_state<kFusedHead, kState>(s, shared, leaving, in_slot(states, slot_of(begin), kStateSize),
+                                     in_slot(states, slot_of(begin) + 1, kStateSize));
     }
     sync_block();
   }
@@ -312,11 +300,9 @@ ATTAMBA_DEVICE void write_partials(const Sizes& s, const BackwardShared& shared,
 
 template <int kState, int kGroups>
 ATTAMBA_KERNEL(kFusedThreads, 2)
-chunk_scan_backward_kernel(Sizes given, Inputs<bf16> in, const bf16* dout, bf16* dzxbcdt, float* partials, float* memory) {
+chunk_scan_backward_kernel(Sizes given, Inputs<bf16> in, const bf16* dout, bf16* dzxbcdt, float* partials, Passing passing) {
   const Sizes s = fixed_sizes<kState, kGroups>(given);
   const BackwardShared shared(s, SharedMemory());
-  const WarpPlace place;
-  const Passing passing = make_passing<kState>(s, memory);
   float* partial = partials + static_cast<std::int64_t>(block_x()) * s.partial_size();
   float dnorm[4] = {};
   bool taps_written = false;
@@ -325,44 +311,107 @@ chunk_scan_backward_kernel(Sizes given, Inputs<bf16> in, const bf16* dout, bf16*
     store(shared.head_sums + i, 0.0f);
   }
   for (int range = block_x(); range * kRange < s.rows; range += grid_x()) {
-    const int begin = first_chunk(s, in, range), limit = (range + 1) * kRange;
-    const int tiles = begin < 0 ? 0 : entry_states<kState>(s, in, shared.inputs, begin, limit, passing.states);
-    for (int i = tiles - 1; i >= 0; --i) {
+    const int begin = first_chunk(s, in, range), other = passing.shared_out() ? shared_tile(s, in, range) : -1;
+    int tiles = begin < 0 ? 0 : 1;
+    if (begin >= 0 && !passing.shared_out()) {
+      tiles = entry_states<kState>(s, in, shared.inputs, begin, (range + 1) * kRange, passing.states);
+    }
+    for (int i = other < 0 ? tiles - 1 : tiles; i >= 0; --i) {
+      const bool shared_one = i == tiles;
       Step step{};
-      step.tile = cut_tile(s, in, begin + i * kRows, limit, shared.inputs.starts);
+      step.tile = cut_tile(s, in, shared_one ? other : begin + i * kRows, shared_one ? other : (range + 1) * kRange,
+                           shared.inputs.starts);
       step.leaving = step.tile.last ? kRows : leaving_chunk(s, in, step.tile);
-      step.state = passing.states + static_cast<std::int64_t>(step.tile.begin / kRows) * kFusedHidden * kState;
-      step.parity = i % 2;
       step.add_taps = taps_written;
       sync_block();
-      tile_gradient<kState>(s, in, shared, place, passing, step, dout, dzxbcdt, partial, dnorm);
+      tile_gradient<kState>(s, in, shared, passing, step, dout, dzxbcdt, partial, dnorm);
       taps_written = true;
     }
   }
-  write_partials(s, shared, place, dnorm, partial, taps_written);
+  write_partials(s, shared, WarpPlace(), dnorm, partial, taps_written);
 }
+
+/// For walks that are shared out: what each tile adds to the gradient of the state at its entry.
+template <int kState, int kGroups>
+ATTAMBA_KERNEL(kFusedThreads, 2)
+chunk_scan_gradients_kernel(Sizes given, Inputs<bf16> in, const bf16* dout, const float* states, float* gradients) {
+  constexpr int kStateSize = kFusedHidden * kState;
+  const Sizes s = fixed_sizes<kState, kGroups>(given);
+  const BackwardShared shared(s, SharedMemory());
+  load_weights(s, in, shared.inputs);
+  for (int range = block_x(); range * kRange < s.rows; range += grid_x()) {
+    const int begin = shared_tile(s, in, range);
+    if (begin < 0) {
+      continue;
+    }
+    const Tile tile = cut_tile(s, in, begin, begin, shared.inputs.starts);
+    const int strips = strip_count(tile.rows), slot = slot_of(begin);
+    float dnorm[4] = {};
+    fetch_rows(tile, dout + static_cast<std::int64_t>(begin) * kFusedHidden, kFusedHidden, shared.dy);
+    sync_block();
+    convolve_tile(s, in, tile, shared.inputs);
+    load_steps(s, in, tile, shared.inputs);
+    copy_async_wait<0>();
+    sync_block();
+    gate_backward<kState>(s, in, tile, shared, WarpPlace(), WarpPlace().strip < strips,
+                          states + static_cast<std::int64_t>(slot) * kStateSize, nullptr, dnorm);
+    sync_block();
+    entry_gradient<kState>(s, shared, strips, nullptr, in_slot(gradients, slot, kStateSize));
+    sync_block();
+  }
+}
+
+/// Pieces of workspace, from `take(elements)`.
+struct BackwardMemory {
+  float *partials, *kept;
+  Passing passing;
+
+  template <class Take>
+  BackwardMemory(const ScanShape& shape, std::int64_t rows, bool shared_out, const Take& take) {
+    const auto blocks = static_cast<std::size_t>(fused_blocks(rows)), slots = slots_of(rows);
+    const auto state = static_cast<std::size_t>(shape.hidden * shape.state);
+    const auto edge = static_cast<std::size_t>(kEdge * (shape.hidden + 2 * shape.groups * shape.state));
+    partials = take(blocks * static_cast<std::size_t>(make_sizes(shape, 0).partial_size()));
+    kept = shared_out ? take(slots * static_cast<std::size_t>(shape.heads)) : nullptr;
+    passing.states = take(slots * state);
+    passing.gradients = take((slots + 1) * state);
+    passing.edges = take((slots + 1) * edge);
+    passing.rests = shared_out ? take((slots + 1) * edge) : nullptr;
+    passing.products = take(blocks * 2 * static_cast<std::size_t>(kHalves * kRows * shape.state));
+  }
+};
 
 }  // namespace
 
-std::size_t fused_backward_workspace(const ScanShape& shape, std::int64_t rows) {
-  const auto blocks = static_cast<std::size_t>(fused_blocks(rows));
-  const auto partials = blocks * static_cast<std::size_t>(make_sizes(shape, 0).partial_size());
-  return ScratchAllocator::aligned_bytes<float>(partials) +
-         ScratchAllocator::aligned_bytes<float>(Passing::states_size(shape, rows) + blocks * Passing::per_block(shape));
+std::size_t fused_backward_workspace(const ScanShape& shape, std::int64_t rows, bool shared_out) {
+  std::size_t bytes = 0;
+  BackwardMemory(shape, rows, shared_out, [&](std::size_t count) -> float* {
+    bytes += ScratchAllocator::aligned_bytes<float>(count);
+    return nullptr;
+  });
+  return bytes;
 }
 
 void fused_backward(const Launch& launch, bf16* dzxbcdt, const WeightGradients& gradients, const bf16* dout, const Sizes& s,
-                    const Inputs<bf16>& in, const ScanShape& shape) {
-  const auto blocks = static_cast<std::size_t>(fused_blocks(s.rows));
+                    const Inputs<bf16>& in, const ScanShape& shape, bool shared_out) {
   ScratchAllocator scratch(launch);
-  auto* partials = scratch.take<float>(blocks * static_cast<std::size_t>(s.partial_size()));
-  auto* memory = scratch.take<float>(Passing::states_size(shape, s.rows) + blocks * Passing::per_block(shape));
+  const BackwardMemory memory(shape, s.rows, shared_out, [&](std::size_t count) { return scratch.take<float>(count); });
+  const Passing& passing = memory.passing;
   const Grid grid{.x = fused_blocks(s.rows), .threads = kFusedThreads, .shared_bytes = BackwardShared::bytes(s)};
   dispatch_fused(s, [&]<int kState, int kGroups>() {
+    if (shared_out) {
+      long_states(launch, s, in, passing.states, memory.kept);
+      launch_kernel("chunk_scan_backward: gradients", chunk_scan_gradients_kernel<kState, kGroups>, launch, grid, s, in, dout,
+                    passing.states, passing.gradients);
+      pass_gradients(launch, s, in, passing.gradients, memory.kept);
+    }
     launch_kernel("chunk_scan_backward", chunk_scan_backward_kernel<kState, kGroups>, launch, grid, s, in, dout, dzxbcdt,
-                  partials, memory);
+                  memory.partials, passing);
+    if (shared_out) {
+      join_edges(launch, s, in, passing.rests, passing.edges, dzxbcdt);
+    }
   });
-  add_partials(launch, gradients, s, partials, static_cast<std::int64_t>(blocks));
+  add_partials(launch, gradients, s, memory.partials, static_cast<std::int64_t>(grid.x));
 }
 
 }  // namespace attamba::kernels::cuda::scan

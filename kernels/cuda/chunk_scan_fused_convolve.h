@@ -7,12 +7,17 @@ namespace attamba::kernels::cuda::scan {
 
 using namespace device;
 
-constexpr int kEdge = kFusedTaps - 1;  ///< rows after a tile that its own rows pass through
+/// Gradients before SiLU of rows that the convolution crosses, [kEdge, channels] each: of the next tile's first rows, where it
+/// is known, and of this one's. Where it is not, `rest` receives dxBC of this tile's last rows without what they add.
+struct Edges {
+  const float* next;
+  float *own, *rest;
+};
 
 /// Four channels by one strip per thread: through SiLU and convolution to dxBC, and the taps' gradients of each strip into
 /// `taps` [kStrips, kFusedTaps, channels]. `active` holds dX, dB and dC.
 ATTAMBA_DEVICE void convolve_backward(const Sizes& s, const Inputs<bf16>& in, const Tile& tile, const BackwardShared& shared,
-                                      int leaving, const float* next_edge, float* edge, float* taps, bf16* dzxbcdt) {
+                                      int leaving, const Edges& edges, float* taps, bf16* dzxbcdt) {
   constexpr int kWide = 4;
   const int packs = s.channels / kWide;
   for (int item = thread_index(); item < packs * strip_count(tile.rows); item += kFusedThreads) {
@@ -83,8 +88,8 @@ ATTAMBA_DEVICE void convolve_backward(const Sizes& s, const Inputs<bf16>& in, co
           const float open = sigmoid_fast(sum);
           gradient[c] = (c % 2 == 0 ? low_half(pair[c / 2]) : high_half(pair[c / 2])) * open * (1.0f + sum * (1.0f - open));
         }
-      } else if (t >= tile.rows && leaving < kRows) {
-        const auto pack = Pack<float>::read(next_edge + (t - kRows) * s.channels + channel);
+      } else if (t >= tile.rows && leaving < kRows && edges.rest == nullptr) {
+        const auto pack = Pack<float>::read(edges.next + (t - kRows) * s.channels + channel);
 #pragma unroll
         for (int c = 0; c < kWide; ++c) {
           gradient[c] = pack.value[c];
@@ -96,7 +101,7 @@ ATTAMBA_DEVICE void convolve_backward(const Sizes& s, const Inputs<bf16>& in, co
         for (int c = 0; c < kWide; ++c) {
           pack.value[c] = start < 0 ? gradient[c] : 0.0f;
         }
-        pack.write(edge + t * s.channels + channel);
+        pack.write(edges.own + t * s.channels + channel);
       }
 #pragma unroll
       for (int j = 0; j < kFusedTaps; ++j) {
@@ -108,7 +113,14 @@ ATTAMBA_DEVICE void convolve_backward(const Sizes& s, const Inputs<bf16>& in, co
         }
       }
       const int done = t - kEdge;
-      if (i >= kEdge && done < tile.rows) {
+      if (i >= kEdge && done >= kRows - kEdge && leaving < kRows && edges.rest != nullptr) {
+        Pack<float> pack;
+#pragma unroll
+        for (int c = 0; c < kWide; ++c) {
+          pack.value[c] = dx[kEdge][c];
+        }
+        pack.write(edges.rest + (done - kRows + kEdge) * s.channels + channel);
+      } else if (i >= kEdge && done < tile.rows) {
         Bytes8 two;
         two.word[0] = pack_bf16(dx[kEdge][0], dx[kEdge][1]);
         two.word[1] = pack_bf16(dx[kEdge][2], dx[kEdge][3]);

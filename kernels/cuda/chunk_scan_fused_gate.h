@@ -78,7 +78,7 @@ ATTAMBA_DEVICE int norm_column(const WarpPlace& place, int h) {
 }
 
 /// dY of the tile in place of dout, dz, and dl of each row as its P's row sum; dnorm gets the lane's columns' sums added.
-/// Called by all warps; `works`: those whose strip has rows.
+/// Called by all warps; `works`: those whose strip has rows. Without `dzxbcdt` dz goes nowhere.
 template <int kState>
 ATTAMBA_DEVICE void gate_backward(const Sizes& s, const Inputs<bf16>& in, const Tile& tile, const BackwardShared& shared,
                                   const WarpPlace& place, bool works, const float* state, bf16* dzxbcdt, float (&dnorm)[4]) {
@@ -94,6 +94,7 @@ ATTAMBA_DEVICE void gate_backward(const Sizes& s, const Inputs<bf16>& in, const 
     float squares[2] = {}, dots[2] = {};
 #pragma unroll
     for (int h = 0; h < kHeads; ++h) {
+      device::sync_warp();  // one head's loads at a time: all at once do not fit the registers
       const float skip = device::load(in.d_skip + place.first_head<kFusedHead>() + h);
 #pragma unroll
       for (int row = 0; row < 2; ++row) {
@@ -177,7 +178,7 @@ ATTAMBA_DEVICE void gate_backward(const Sizes& s, const Inputs<bf16>& in, const 
         device::store(shared.dlog + head * kRows + place.row(row), row_sum);
       }
       transpose_quad(z[h][row]);
-      if (place.row(row) < tile.rows) {
+      if (dzxbcdt != nullptr && place.row(row) < tile.rows) {
         Bytes16 raw;
 #pragma unroll
         for (int i = 0; i < kTiles; ++i) {

@@ -11,11 +11,18 @@ ATTAMBA_DEVICE float quad_sum(float value) {
   return value + device::shuffle_xor(value, 2);
 }
 
-/// A warp's strip of rows and half of the columns, and its lane's place in fragments.
+/// A warp's strip of rows and half of the columns, and its lane's place in fragments. Made anew for each part of a tile's work:
+/// addresses that follow from it would otherwise be kept from part to part, in more registers than there are.
 struct WarpPlace {
-  int strip = device::warp_index() / kHalves, half = device::warp_index() % kHalves;
-  int g = device::lane_index() / 4, q = device::lane_index() % 4;
+  int strip, half, g, q;
 
+  ATTAMBA_DEVICE WarpPlace() {
+    const int thread = device::opaque(device::thread_index()), warp = thread / device::kWarp, lane = thread % device::kWarp;
+    strip = warp / kHalves;
+    half = warp % kHalves;
+    g = lane / 4;
+    q = lane % 4;
+  }
   ATTAMBA_DEVICE int first_row() const { return strip * kStripRows; }
   ATTAMBA_DEVICE int row(int i) const { return strip * kStripRows + g + 8 * i; }
   template <int kHead>
@@ -138,12 +145,6 @@ ATTAMBA_DEVICE void mix(const Sizes& s, const Shared& shared, const WarpPlace& p
       add_entry<kHead, kState>(y[h], shared, place, head, s.c_column(head / per_group), state, start);
     }
   }
-}
-
-/// Start of the chunk that goes on after a full tile, counted from the tile's first row; kRows when none does.
-ATTAMBA_DEVICE int leaving_chunk(const Sizes& s, const Inputs<bf16>& in, const Tile& tile) {
-  const int next = tile.begin + kRows, start = chunk_start(s, in, next);
-  return start < next ? start - tile.begin : kRows;
 }
 
 /// A state in pieces, to = decay o before + sum_t m_t (x) weight_t v_t, over the rows of the tile's strips: m [kRows, E] in

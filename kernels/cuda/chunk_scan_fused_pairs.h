@@ -72,159 +72,174 @@ ATTAMBA_DEVICE void state_products(const WarpPlace& place, const bf16* m, int st
 }
 
 // ------------------------------------------------------------------------------------------------ pairs of rows
-/// dx = M^T dY of the warp's rows and heads; sums over t for delta and dl, and the scores' gradient tiles.
-template <int kState>
-ATTAMBA_DEVICE void pair_gradient(const Sizes& s, const BackwardShared& shared, const WarpPlace& place, int strips,
-                                  float (&dx)[kWarpHeads][kFusedHead / 8][4]) {
+/// What one head's work on its pairs sums up, of the lane's rows s.
+struct PairSums {
+  float ddelta[2] = {}, columns[2] = {};  ///< sum over t of dM o L o scores; of P
+  float trace = 0;                        ///< of dM, over the lane's elements
+};
+
+/// dx [16, E/Hs] += M^T dY of one head, the warp's rows s and the rows t of `block`; dscores += dM o L.
+ATTAMBA_DEVICE void pair_block(const BackwardShared& shared, const WarpPlace& place, int head, int block,
+                               const float (&scores)[2][4], float (&dscores)[2][4], float (&dx)[kFusedHead / 8][4],
+                               PairSums& sums) {
   const Shared& in = shared.inputs;
-  const int group = s.groups == 1 ? 0 : place.half, last_row = place.first_row() + kStripRows - 1;
-  float ddelta[kWarpHeads][2] = {}, columns[kWarpHeads][2] = {}, trace[kWarpHeads] = {};
-  for (int block = place.strip; block < strips; ++block) {
-    if (load(in.starts + block * kStripRows) > last_row) {
-      break;
-    }
-    float scores[2][4], dscores[2][4] = {};
-    row_products<kState>(scores, in, place.first_row(), s.b_column(group), block * kStripRows, s.c_column(group));
-    int start[2][2];
+  const float *decay = in.decay + head * kRows, *delta = in.delta + head * kRows;
+  float gradient[2][4] = {}, mixing[2][4];
 #pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      start[j / 2][j % 2] = load(in.starts + block * kStripRows + j / 2 * 8 + 2 * place.q + j % 2);
-    }
+  for (int p = 0; p < kFusedHead; p += 16) {
+    std::uint32_t left[4], right[4];
+    load_left(left, in.active, in.stride, place.first_row(), head * kFusedHead + p);
+    load_right_transposed(right, shared.dy, kHiddenStride, block * kStripRows, head * kFusedHead + p);
+    multiply(gradient[0], gradient[1], left, right);
+  }
 #pragma unroll
-    for (int h = 0; h < kWarpHeads; ++h) {
-      const int head = place.first_head<kFusedHead>() + h;
-      const float *decay = in.decay + head * kRows, *delta = in.delta + head * kRows;
-      float gradient[2][4] = {}, mixing[2][4];
-#pragma unroll
-      for (int p = 0; p < kFusedHead; p += 16) {
-        std::uint32_t left[4], right[4];
-        load_left(left, in.active, in.stride, place.first_row(), head * kFusedHead + p);
-        load_right_transposed(right, shared.dy, kHiddenStride, block * kStripRows, head * kFusedHead + p);
-        multiply(gradient[0], gradient[1], left, right);
-      }
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        const int from = place.row(i);
-        const float decay_from = load(decay + from), delta_from = load(delta + from);
-#pragma unroll
-        for (int j = 0; j < 4; ++j) {
-          const int t = block * kStripRows + j / 2 * 8 + 2 * place.q + j % 2, e = 2 * i + j % 2;
-          const bool pair = from <= t && from >= start[j / 2][j % 2];
-          const float between = pair ? exp2_fast(load(decay + t) - decay_from) : 0.0f;
-          const float weighted = gradient[j / 2][e] * between, score = scores[j / 2][e];
-          mixing[j / 2][e] = score * between * delta_from;
-          dscores[j / 2][e] += weighted * delta_from;
-          ddelta[h][i] += weighted * score;
-          trace[h] += from == t ? gradient[j / 2][e] : 0.0f;
-        }
-      }
-      std::uint32_t left[4];
-      as_left(left, mixing[0], mixing[1]);
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {  // left[i]: rows g + 8 (i % 2), columns 0..7 or 8..15
-        columns[h][i % 2] +=
-            gradient[i / 2][i % 2 * 2] * low_half(left[i]) + gradient[i / 2][i % 2 * 2 + 1] * high_half(left[i]);
-      }
-#pragma unroll
-      for (int p = 0; p < kFusedHead; p += 16) {
-        std::uint32_t right[4];
-        load_right(right, shared.dy, kHiddenStride, block * kStripRows, head * kFusedHead + p);
-        multiply(dx[h][p / 8], dx[h][p / 8 + 1], left, right);
-      }
-    }
-    bf16* tile = shared.score_tile(place.half, place.strip, block);
+  for (int j = 0; j < 4; ++j) {
+    const int t = block * kStripRows + j / 2 * 8 + 2 * place.q + j % 2, start = load(in.starts + t);
+    const float decay_to = load(decay + t);
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
+      const int from = place.row(i), e = 2 * i + j % 2;
+      const float between = from <= t && from >= start ? exp2_fast(decay_to - load(decay + from)) : 0.0f;
+      const float weighted = gradient[j / 2][e] * between, weight = between * load(delta + from);
+      mixing[j / 2][e] = scores[j / 2][e] * weight;
+      dscores[j / 2][e] += gradient[j / 2][e] * weight;
+      sums.ddelta[i] += weighted * scores[j / 2][e];
+      sums.trace += from == t ? gradient[j / 2][e] : 0.0f;
+    }
+  }
+  std::uint32_t left[4];
+  as_left(left, mixing[0], mixing[1]);
 #pragma unroll
-      for (int j = 0; j < 2; ++j) {
-        store_pair(tile + (place.g + 8 * i) * kScoreStride + j * 8 + 2 * place.q, dscores[j][2 * i], dscores[j][2 * i + 1]);
+  for (int i = 0; i < 4; ++i) {  // left[i]: rows g + 8 (i % 2), columns 0..7 or 8..15
+    sums.columns[i % 2] += gradient[i / 2][i % 2 * 2] * low_half(left[i]) + gradient[i / 2][i % 2 * 2 + 1] * high_half(left[i]);
+  }
+#pragma unroll
+  for (int p = 0; p < kFusedHead; p += 16) {
+    std::uint32_t right[4];
+    load_right(right, shared.dy, kHiddenStride, block * kStripRows, head * kFusedHead + p);
+    multiply(dx[p / 8], dx[p / 8 + 1], left, right);
+  }
+}
+
+/// What the gradient of the state at the tile's end adds to a head's dX, d delta and, as -terms, dl; returns the lane's sum of
+/// terms, which counts for the whole chunk.
+template <int kState>
+ATTAMBA_DEVICE float exit_gradient(const Sizes& s, const BackwardShared& shared, const WarpPlace& place, int head, int leaving,
+                                   const float* gradient, float (&dx)[kFusedHead / 8][4]) {
+  const Shared& in = shared.inputs;
+  const int b = s.b_column(head / (s.heads / s.groups));
+  const float *decay = in.decay + head * kRows, *delta = in.delta + head * kRows;
+  float exit[2], dots[2] = {}, terms = 0;
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    exit[i] = place.row(i) >= leaving ? exp2_fast(load(decay + kRows - 1) - load(decay + place.row(i))) : 0.0f;
+  }
+#pragma unroll
+  for (int p = 0; p < kFusedHead / 16; ++p) {
+    float sum[2][4] = {};
+    multiply_pieces<kFusedHead, kState>(sum, in, place.first_row(), b, gradient, head, p);
+#pragma unroll
+    for (int j = 0; j < 2; ++j) {
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        const int column = head * kFusedHead + p * 16 + j * 8 + 2 * place.q;
+        const std::uint32_t x = load_pair(in.active + place.row(i) * in.stride + column);
+        const float weight = exit[i] * load(delta + place.row(i));
+        dots[i] += low_half(x) * sum[j][2 * i] + high_half(x) * sum[j][2 * i + 1];
+        dx[2 * p + j][2 * i] += weight * sum[j][2 * i];
+        dx[2 * p + j][2 * i + 1] += weight * sum[j][2 * i + 1];
       }
     }
   }
 #pragma unroll
-  for (int h = 0; h < kWarpHeads; ++h) {
-    const int head = place.first_head<kFusedHead>() + h;
+  for (int i = 0; i < 2; ++i) {
+    const float dot = exit[i] * quad_sum(dots[i]), term = load(delta + place.row(i)) * dot;
+    if (place.q == 0) {
+      const int at = head * kRows + place.row(i);
+      store(shared.ddelta + at, load(shared.ddelta + at) + dot);
+      store(shared.dlog + at, load(shared.dlog + at) - term);
+      terms += term;
+    }
+  }
+  return terms;
+}
+
+/// X's columns of a head and the warp's rows become dX, which no other warp reads before; `dx` lacks the skip.
+ATTAMBA_DEVICE void write_dx(const BackwardShared& shared, const WarpPlace& place, int head, float skip,
+                             const float (&dx)[kFusedHead / 8][4]) {
+  sync_warp();  // the warp has read X
+#pragma unroll
+  for (int tile = 0; tile < kFusedHead / 8; ++tile) {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      const float d = quad_sum(ddelta[h][i]), column = quad_sum(columns[h][i]);
+      const int column = head * kFusedHead + tile * 8 + 2 * place.q;
+      const std::uint32_t dy = load_pair(shared.dy + place.row(i) * kHiddenStride + column);
+      store_pair(shared.inputs.active + place.row(i) * shared.inputs.stride + column, dx[tile][2 * i] + skip * low_half(dy),
+                 dx[tile][2 * i + 1] + skip * high_half(dy));
+    }
+  }
+}
+
+/// The warp's rows and heads: dX in place of X, sums over t for delta and dl, tiles of the scores' gradient. `exit` is the
+/// gradient of the state at the tile's end where a chunk leaves the tile.
+template <int kState>
+ATTAMBA_DEVICE void pair_gradient(const Sizes& s, const Inputs<bf16>& in, const BackwardShared& shared, const WarpPlace& place,
+                                  int strips, int leaving, const float* exit) {
+  const int group = s.groups == 1 ? 0 : place.half, last_row = place.first_row() + kStripRows - 1;
+  int blocks = 1;  // of rows t that share a chunk with rows s
+  while (place.strip + blocks < strips && load(shared.inputs.starts + (place.strip + blocks) * kStripRows) <= last_row) {
+    ++blocks;
+  }
+  float scores[kStrips][2][4], dscores[kStrips][2][4] = {};
+#pragma unroll
+  for (int b = 0; b < kStrips; ++b) {
+    if (b < blocks) {
+      row_products<kState>(scores[b], shared.inputs, place.first_row(), s.b_column(group), (place.strip + b) * kStripRows,
+                           s.c_column(group));
+    }
+  }
+#pragma unroll 1
+  for (int h = 0; h < kWarpHeads; ++h) {
+    const int head = place.first_head<kFusedHead>() + h;
+    float dx[kFusedHead / 8][4] = {};
+    PairSums sums;
+#pragma unroll
+    for (int b = 0; b < kStrips; ++b) {
+      if (b < blocks) {
+        pair_block(shared, place, head, place.strip + b, scores[b], dscores[b], dx, sums);
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const float ddelta = quad_sum(sums.ddelta[i]), column = quad_sum(sums.columns[i]);
       if (place.q == 0) {
         const int at = head * kRows + place.row(i);
-        store(shared.ddelta + at, d);
+        store(shared.ddelta + at, ddelta);
         store(shared.dlog + at, load(shared.dlog + at) - column);
       }
     }
-    const float sum = warp_sum(trace[h]);
-    if (lane_index() == 0) {
-      store(shared.traces + place.strip * s.heads + head, sum);
-      store(shared.terms + place.strip * s.heads + head, 0.0f);
-    }
-  }
-}
-
-/// What the gradient of the state at the tile's end adds to dX, d delta and, as -terms whose sum counts for the whole chunk,
-/// dl.
-template <int kState>
-ATTAMBA_DEVICE void exit_gradient(const Sizes& s, const BackwardShared& shared, const WarpPlace& place, int leaving,
-                                  const float* gradient, float (&dx)[kWarpHeads][kFusedHead / 8][4]) {
-  const Shared& in = shared.inputs;
-#pragma unroll
-  for (int h = 0; h < kWarpHeads; ++h) {
-    const int head = place.first_head<kFusedHead>() + h, b = s.b_column(s.groups == 1 ? 0 : place.half);
-    const float *decay = in.decay + head * kRows, *delta = in.delta + head * kRows;
-    float exit[2], dots[2] = {};
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      exit[i] = place.row(i) >= leaving ? exp2_fast(load(decay + kRows - 1) - load(decay + place.row(i))) : 0.0f;
-    }
-#pragma unroll
-    for (int p = 0; p < kFusedHead / 16; ++p) {
-      float sum[2][4] = {};
-      multiply_pieces<kFusedHead, kState>(sum, in, place.first_row(), b, gradient, head, p);
-#pragma unroll
-      for (int j = 0; j < 2; ++j) {
-#pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          const int column = place.column<kFusedHead>(h) + p * 16 + j * 8;
-          const std::uint32_t x = load_pair(in.active + place.row(i) * in.stride + column);
-          const float weight = exit[i] * load(delta + place.row(i));
-          dots[i] += low_half(x) * sum[j][2 * i] + high_half(x) * sum[j][2 * i + 1];
-          dx[h][2 * p + j][2 * i] += weight * sum[j][2 * i];
-          dx[h][2 * p + j][2 * i + 1] += weight * sum[j][2 * i + 1];
-        }
-      }
-    }
     float terms = 0;
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const float dot = exit[i] * quad_sum(dots[i]), term = load(delta + place.row(i)) * dot;
-      if (place.q == 0) {
-        const int at = head * kRows + place.row(i);
-        store(shared.ddelta + at, load(shared.ddelta + at) + dot);
-        store(shared.dlog + at, load(shared.dlog + at) - term);
-        terms += term;
-      }
+    if (leaving < kRows) {
+      terms = exit_gradient<kState>(s, shared, place, head, leaving, exit, dx);
     }
     terms = warp_sum(terms);
+    const float trace = warp_sum(sums.trace);
     if (lane_index() == 0) {
+      store(shared.traces + place.strip * s.heads + head, trace);
       store(shared.terms + place.strip * s.heads + head, terms);
     }
+    write_dx(shared, place, head, load(in.d_skip + head), dx);
   }
-}
-
-/// X's columns of `active` become dX; `dx` lacks the skip.
-ATTAMBA_DEVICE void write_dx(const Inputs<bf16>& in, const BackwardShared& shared, const WarpPlace& place,
-                             const float (&dx)[kWarpHeads][kFusedHead / 8][4]) {
 #pragma unroll
-  for (int h = 0; h < kWarpHeads; ++h) {
-    const float skip = load(in.d_skip + place.first_head<kFusedHead>() + h);
-#pragma unroll
-    for (int tile = 0; tile < kFusedHead / 8; ++tile) {
+  for (int b = 0; b < kStrips; ++b) {
+    if (b < blocks) {
+      bf16* tile = shared.score_tile(place.half, place.strip, place.strip + b) + place.g * kScoreStride + 2 * place.q;
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        const int column = place.column<kFusedHead>(h) + tile * 8;
-        const std::uint32_t dy = load_pair(shared.dy + place.row(i) * kHiddenStride + column);
-        store_pair(shared.inputs.active + place.row(i) * shared.inputs.stride + column,
-                   dx[h][tile][2 * i] + skip * low_half(dy), dx[h][tile][2 * i + 1] + skip * high_half(dy));
+#pragma unroll
+        for (int j = 0; j < 2; ++j) {
+          store_pair(tile + 8 * i * kScoreStride + j * 8, dscores[b][j][2 * i], dscores[b][j][2 * i + 1]);
+        }
       }
     }
   }

@@ -81,6 +81,10 @@ void connect(int index, bool tune) {
                       "; build it with -DCMAKE_CUDA_ARCHITECTURES=", properties.major, properties.minor);
   tuning = tune;
   set_runtime(Device::cuda, make_runtime(index));
+  use_kernels();
+}
+
+void use_kernels() {
   set_backend(Device::cuda, kCuda);
 }
 

@@ -13,6 +13,9 @@ std::string why_unusable();
 /// With `tune` matrix products are timed when a shape first runs; without, results do not depend on timings.
 void connect(int index, bool tune);
 
+/// Makes the kernels known alone, for programs that are planned and never run: this needs no GPU.
+void use_kernels();
+
 /// Whether products may be chosen by timing them.
 bool tune_products();
 

@@ -1,21 +1,15 @@
 #include "kernels/cuda/runtime.h"
 
 #include <cuda_runtime_api.h>
+#include <nvtx3/nvToolsExt.h>
 
-#include <iomanip>
-#include <sstream>
+#include <algorithm>
 
 #include "kernels/cuda/check.h"
 
 namespace attamba::kernels::cuda {
 
 namespace {
-
-std::string in_gibibytes(std::size_t bytes) {
-  std::ostringstream out;
-  out << std::fixed << std::setprecision(1) << static_cast<double>(bytes) / static_cast<double>(1 << 30) << " GiB";
-  return out.str();
-}
 
 /// A CUDA graph.
 class Graph final : public RecordedWork {
@@ -50,7 +44,7 @@ class Runtime final : public DeviceRuntime {
   std::string description() const override {
     int driver = 0;
     cudaDriverGetVersion(&driver);
-    return concat(properties_.name, ", ", in_gibibytes(properties_.totalGlobalMem), ", sm_", properties_.major,
+    return concat(properties_.name, ", ", in_binary_units(properties_.totalGlobalMem), ", sm_", properties_.major,
                   properties_.minor, ", driver ", driver / 1000, '.', driver % 1000 / 10);
   }
   void* stream() override { return stream_; }
@@ -62,8 +56,7 @@ class Runtime final : public DeviceRuntime {
       cudaGetLastError();
       std::size_t free = 0, total = 0;
       cudaMemGetInfo(&free, &total);
-      throw Error(concat("out of GPU memory: ", in_gibibytes(bytes), " for ", purpose, ", but ", in_gibibytes(free), " of ",
-                         in_gibibytes(total), " are free; use a smaller train.micro_batch or train.recompute = true"));
+      throw OutOfMemory("GPU memory", purpose, bytes, free, total);
     }
     clear(memory, bytes);
     return static_cast<std::byte*>(memory);
@@ -117,6 +110,9 @@ class Runtime final : public DeviceRuntime {
     check(cudaStreamEndCapture(stream_, &graph), "CUDA graph capture");
     return std::make_unique<Graph>(graph, stream_);
   }
+
+  void begin_range(const char* name) override { nvtxRangePushA(name); }
+  void end_range() override { nvtxRangePop(); }
 
  private:
   int index_;

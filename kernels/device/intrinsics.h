@@ -67,6 +67,12 @@ ATTAMBA_DEVICE int grid_x() {
   return static_cast<int>(gridDim.x);
 }
 
+/// x, which the compiler takes for something new: what is computed from it stays behind this place.
+ATTAMBA_DEVICE int opaque(int x) {
+  asm volatile("" : "+r"(x));
+  return x;
+}
+
 // ------------------------------------------------------------------------------------------------ memory
 ATTAMBA_DEVICE std::byte* dynamic_shared() {
   extern __shared__ __align__(1024) unsigned char attamba_dynamic_shared[];
@@ -191,6 +197,9 @@ ATTAMBA_DEVICE float exp(float x) {
 ATTAMBA_DEVICE float log(float x) {
   return logf(x);
 }
+ATTAMBA_DEVICE float expm1(float x) {
+  return expm1f(x);
+}
 ATTAMBA_DEVICE float log1p(float x) {
   return log1pf(x);
 }
@@ -232,6 +241,9 @@ int block_x();
 int block_y();
 int block_z();
 int grid_x();
+inline int opaque(int x) {
+  return x;
+}
 
 /// Where a kernel calls a function, for the emulator's messages and to tell calls apart.
 using Site = std::source_location;
@@ -284,6 +296,7 @@ bf16 to_bf16(float x);
 std::uint32_t pack_bf16(float low, float high);
 float exp(float x);
 float log(float x);
+float expm1(float x);
 float log1p(float x);
 float exp2_fast(float x);
 float rsqrt(float x);

@@ -31,6 +31,8 @@ class ChunkingStrategy {
   virtual std::int64_t layer_class(std::int64_t layer) const { return layer; }
   /// Whether ends change with step or sample, so that tables must be made anew for each micro-batch.
   virtual bool varies() const { return false; }
+  /// No chunk of a window of n tokens has more. A bound, for sharing out work.
+  virtual std::int64_t longest_chunk(std::int64_t n) const { return n; }
   /// Pseudo-chunking (A.2): chunks cut the SSM only, attention stays fully causal.
   virtual bool full_attention() const { return false; }
 };

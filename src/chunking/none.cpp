@@ -1,3 +1,5 @@
+#include <algorithm>
+
 #include "src/chunking/chunking.h"
 #include "src/chunking/every.h"
 
@@ -13,6 +15,7 @@ class Pseudo final : public ChunkingStrategy {
   }
   std::int64_t layer_class(std::int64_t) const override { return 0; }
   bool full_attention() const override { return true; }
+  std::int64_t longest_chunk(std::int64_t n) const override { return std::min(size_, n); }
 
  private:
   std::int64_t size_;

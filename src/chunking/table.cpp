@@ -86,6 +86,7 @@ void fill_causal_table(const ChunkTable& table, std::int64_t window, const Batch
         const auto at = static_cast<std::size_t>(first_row + t);
         table.ends[at] = table.key_begin[at] = table.key_end[at] = row(s * layout.length);
         table.local_begin[at] = row(first_row + (window > 0 ? std::max<std::int64_t>(0, t - window + 1) : 0));
+        table.starts[at] = row(first_row);
       }
     });
   }

@@ -29,8 +29,8 @@ struct BatchLayout {
 void fill_chunk_table(const ChunkTable& table, const ChunkingStrategy& strategy, std::int64_t layer, std::int64_t leading,
                       const BatchLayout& layout);
 
-/// Plain causal attention: every earlier token of the document, or the last `window` of them when window > 0. `starts` is not
-/// written.
+/// Plain causal attention: every earlier token of the document, or the last `window` of them when window > 0. A document is one
+/// chunk.
 void fill_causal_table(const ChunkTable& table, std::int64_t window, const BatchLayout& layout);
 
 /// Keys that a query sees on average.

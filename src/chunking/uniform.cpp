@@ -1,3 +1,5 @@
+#include <algorithm>
+
 #include "src/chunking/chunking.h"
 #include "src/chunking/every.h"
 
@@ -12,6 +14,7 @@ class Uniform final : public ChunkingStrategy {
     append_every(size_ - 1, size_, request.length, out);
   }
   std::int64_t layer_class(std::int64_t) const override { return 0; }
+  std::int64_t longest_chunk(std::int64_t n) const override { return std::min(size_, n); }
 
  private:
   std::int64_t size_;

@@ -102,6 +102,16 @@ __attribute__((target("sse4.2"))) std::uint32_t crc32c_instruction(std::span<con
 
 #endif
 
+/// a b modulo the polynomial. Reflected as CRCs are: the highest bit is the coefficient of x^0.
+std::uint32_t multiply(std::uint32_t a, std::uint32_t b) {
+  std::uint32_t product = 0;
+  for (std::uint32_t bit = 0x80000000u; bit != 0; bit >>= 1) {
+    product ^= (a & bit) != 0 ? b : 0u;
+    b = (b >> 1) ^ ((b & 1u) != 0 ? kPolynomial : 0u);
+  }
+  return product;
+}
+
 }  // namespace
 
 std::uint32_t crc32c_portable(std::span<const std::byte> bytes, std::uint32_t previous) {
@@ -118,6 +128,16 @@ std::uint32_t crc32c_portable(std::span<const std::byte> bytes, std::uint32_t pr
     crc = (crc >> 8) ^ kTables[0][(crc ^ byte_at(0)) & 0xffu];
   }
   return ~crc;
+}
+
+std::uint32_t crc32c_combine(std::uint32_t a, std::uint32_t b, std::uint64_t bytes_of_b) {
+  // crc(a b) = crc(a) x^(8 |b|) + crc(b); the inversions before and after cancel out.
+  std::uint32_t power = 0x80000000u, square = 0x00800000u;  // x^0, x^8
+  for (; bytes_of_b != 0; bytes_of_b >>= 1) {
+    power = (bytes_of_b & 1u) != 0 ? multiply(power, square) : power;
+    square = multiply(square, square);
+  }
+  return multiply(power, a) ^ b;
 }
 
 std::uint32_t crc32c(std::span<const std::byte> bytes, std::uint32_t previous) {

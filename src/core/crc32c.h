@@ -12,7 +12,10 @@ namespace attamba {
 /// crc32c(b, crc32c(a)) == crc32c(a b). The check value is crc32c("123456789") == 0xe3069283.
 std::uint32_t crc32c(std::span<const std::byte> bytes, std::uint32_t previous = 0);
 
-/// The same, without the instruction: what machines that lack it run, and what tests compare with.
+/// The CRC-32C of `a b` from those of a and b and the size of b, without their bytes.
+std::uint32_t crc32c_combine(std::uint32_t a, std::uint32_t b, std::uint64_t bytes_of_b);
+
+/// The same as crc32c(), without the instruction: what machines that lack it run, and what tests compare with.
 std::uint32_t crc32c_portable(std::span<const std::byte> bytes, std::uint32_t previous = 0);
 
 }  // namespace attamba

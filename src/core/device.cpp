@@ -6,6 +6,8 @@
 #include <chrono>
 #include <cstdlib>
 #include <cstring>
+#include <iomanip>
+#include <sstream>
 
 #include "src/core/error.h"
 #include "src/core/parallel.h"
@@ -28,8 +30,9 @@ class HostRuntime final : public DeviceRuntime {
     const std::size_t alignment = bytes >= kHugePage ? kHugePage : kHostAlignment;
     const std::size_t rounded = (bytes + alignment - 1) / alignment * alignment;
     auto* memory = static_cast<std::byte*>(std::aligned_alloc(alignment, rounded == 0 ? alignment : rounded));
-    require(memory != nullptr, "out of memory: ", bytes, " bytes for ", purpose,
-            "; use a smaller micro_batch or recompute = true");
+    if (memory == nullptr) {
+      throw OutOfMemory("memory", purpose, bytes, 0, 0);
+    }
     if (alignment == kHugePage) {
       madvise(memory, rounded, MADV_HUGEPAGE);  // a hint: failing changes nothing but speed
     }
@@ -64,6 +67,23 @@ std::unique_ptr<DeviceRuntime>& slot(Device device) {
 }
 
 }  // namespace
+
+OutOfMemory::OutOfMemory(const std::string& where, const std::string& purpose, std::size_t asked, std::size_t free,
+                         std::size_t total)
+    : Error(concat(
+          "out of ", where, ": ", in_binary_units(asked), " for ", purpose,
+          total == 0 ? std::string() : concat(", but ", in_binary_units(free), " of ", in_binary_units(total), " are free"))),
+      asked_(asked),
+      free_(free),
+      total_(total) {}
+
+std::string in_binary_units(std::size_t bytes) {
+  const bool large = bytes >= (std::size_t{1} << 30);
+  std::ostringstream out;
+  out << std::fixed << std::setprecision(1) << static_cast<double>(bytes) / (large ? 0x1p30 : 0x1p20)
+      << (large ? " GiB" : " MiB");
+  return out.str();
+}
 
 DeviceRuntime& runtime(Device device) {
   const std::unique_ptr<DeviceRuntime>& found = slot(device);

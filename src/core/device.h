@@ -7,6 +7,8 @@
 #include <memory>
 #include <string>
 
+#include "src/core/error.h"
+
 namespace attamba {
 
 enum class Device : std::uint8_t { cpu, cuda };
@@ -19,6 +21,25 @@ class RecordedWork {
   virtual void launch() = 0;
 };
 
+/// A device has no room for what it was asked for. Whoever knows what else is kept there, and how it could be less, adds that.
+class OutOfMemory : public Error {
+ public:
+  /// `where`: "GPU memory"; `free` and `total` are 0 where nobody knows them.
+  OutOfMemory(const std::string& where, const std::string& purpose, std::size_t asked, std::size_t free, std::size_t total);
+  OutOfMemory(const OutOfMemory& error, const std::string& advice)
+      : Error(concat(error.what(), advice)), asked_(error.asked_), free_(error.free_), total_(error.total_) {}
+
+  std::size_t asked() const { return asked_; }
+  std::size_t free() const { return free_; }
+  std::size_t total() const { return total_; }
+
+ private:
+  std::size_t asked_, free_, total_;
+};
+
+/// "1.5 GiB", "340.2 MiB"
+std::string in_binary_units(std::size_t bytes);
+
 /// What a device offers besides kernels. Copies and `clear` are enqueued behind everything enqueued before, and return at once;
 /// errors of enqueued work surface at the next `synchronize`, as Error with the device's message.
 class DeviceRuntime {
@@ -29,8 +50,8 @@ class DeviceRuntime {
   virtual std::string description() const = 0;
   /// The queue that kernels go to (Launch::stream).
   virtual void* stream() = 0;
-  /// Zeroed memory of the device, at least 256-byte aligned. Throws Error with the sizes when there is no such memory;
-  /// `purpose` says what it was for.
+  /// Zeroed memory of the device, at least 256-byte aligned. Throws OutOfMemory when there is no such memory; `purpose` says
+  /// what it was for.
   virtual std::byte* allocate(std::size_t bytes, const std::string& purpose) = 0;
   virtual void release(std::byte* memory) noexcept = 0;
   /// Zeroed host memory that the device copies from and to while the host goes on.
@@ -48,6 +69,21 @@ class DeviceRuntime {
   virtual double seconds_of(const std::function<void()>& body) = 0;
   /// Records the work that `body` enqueues without running it. Empty where that gains nothing: then call `body` each time.
   virtual std::unique_ptr<RecordedWork> record(const std::function<void()>& body) = 0;
+  /// What a profiler shows this thread's work under, until the matching end. Ranges nest, and cost nothing without a profiler.
+  virtual void begin_range(const char* /*name*/) {}
+  virtual void end_range() {}
+};
+
+/// A range that ends with its scope.
+class [[nodiscard]] NamedRange {
+ public:
+  NamedRange(DeviceRuntime& device, const char* name) : device_(device) { device_.begin_range(name); }
+  ~NamedRange() { device_.end_range(); }
+  NamedRange(const NamedRange&) = delete;
+  NamedRange& operator=(const NamedRange&) = delete;
+
+ private:
+  DeviceRuntime& device_;
 };
 
 /// The runtime of a device; throws UsageError when this process has none.

@@ -13,6 +13,14 @@ namespace attamba {
 
 class VjpContext;
 
+/// What an op asks of the network. One that starts something leaves it to a later `wait` over the same inputs.
+struct Collective {
+  enum class Kind : std::uint8_t { none, all_reduce, reduce_scatter, all_gather, wait };
+  Kind kind = Kind::none;
+  std::size_t bytes = 0;  ///< of the whole: what all-reduce sums, reduce-scatter divides, all-gather comes to
+  bool waits = false;     ///< also for its own end
+};
+
 class Op {
  public:
   virtual ~Op() = default;
@@ -42,6 +50,9 @@ class Op {
   /// Bytes that one run has to move at least, for reports. The default: every input is read and every output written once, and
   /// what is written in place is both.
   virtual std::size_t traffic(std::span<const TensorType> inputs, std::span<const TensorType> outputs) const;
+
+  /// For predictions of a step's time.
+  virtual Collective collective(std::span<const TensorType> /*inputs*/) const { return {}; }
 };
 
 }  // namespace attamba

@@ -12,6 +12,8 @@ namespace attamba {
 
 namespace {
 
+constexpr std::size_t kLargestShown = 6;
+
 /// Steps in order, without those that nothing needs.
 std::vector<int> live_steps(const Tape& tape) {
   std::vector<bool> needed(tape.values().size());
@@ -190,6 +192,32 @@ std::vector<const Plan::Buffer*> Plan::peak() const {
   return best;
 }
 
+std::string FoldedBuffer::label() const {
+  return count > 1 ? concat(name, " x", count) : name;
+}
+
+std::vector<FoldedBuffer> fold_layers(const std::vector<const Plan::Buffer*>& buffers, std::size_t most) {
+  std::map<std::string, FoldedBuffer> folded;
+  for (const Plan::Buffer* buffer : buffers) {
+    std::string name = buffer->name;
+    if (const auto at = name.find("layers."); at != std::string::npos) {
+      const auto digits = at + 7, end = name.find_first_not_of("0123456789", digits);
+      name.replace(digits, end - digits, "*");
+    }
+    FoldedBuffer& row = folded[name];
+    row.name = name;
+    ++row.count;
+    row.bytes += buffer->bytes;
+  }
+  std::vector<FoldedBuffer> rows;
+  for (auto& [name, row] : folded) {
+    rows.push_back(std::move(row));
+  }
+  std::stable_sort(rows.begin(), rows.end(), [](const auto& a, const auto& b) { return a.bytes > b.bytes; });
+  rows.resize(std::min(rows.size(), most));
+  return rows;
+}
+
 void print_memory_table(std::ostream& out, const MemoryReport& report, const Plan& largest) {
   const auto row = [&](std::string_view name, std::size_t bytes) {
     out << "  " << std::left << std::setw(34) << name << std::right << std::setw(12) << mebibytes(bytes) << '\n';
@@ -202,23 +230,8 @@ void print_memory_table(std::ostream& out, const MemoryReport& report, const Pla
   row("activations and scratch", report.arena);
   row("total", report.total());
   out << "  activations would take " << mebibytes(largest.unshared_bytes) << " MiB without sharing; the largest at the peak:\n";
-  // Buffers of equal purpose in many layers are one line: layer numbers are folded.
-  std::map<std::string, std::pair<int, std::size_t>> folded;
-  for (const Plan::Buffer* buffer : largest.peak()) {
-    std::string name = buffer->name;
-    if (const auto at = name.find("layers."); at != std::string::npos) {
-      const auto digits = at + 7, end = name.find_first_not_of("0123456789", digits);
-      name.replace(digits, end - digits, "*");
-    }
-    auto& [count, bytes] = folded[name];
-    ++count;
-    bytes += buffer->bytes;
-  }
-  std::vector<std::pair<std::string, std::pair<int, std::size_t>>> rows(folded.begin(), folded.end());
-  std::stable_sort(rows.begin(), rows.end(), [](const auto& a, const auto& b) { return a.second.second > b.second.second; });
-  rows.resize(std::min<std::size_t>(rows.size(), 6));
-  for (const auto& [name, size] : rows) {
-    row(concat("  ", name, size.first > 1 ? concat(" x", size.first) : ""), size.second);
+  for (const FoldedBuffer& buffer : fold_layers(largest.peak(), kLargestShown)) {
+    row("  " + buffer.label(), buffer.bytes);
   }
 }
 

@@ -35,6 +35,17 @@ struct Plan {
 /// leads to an output.
 Plan make_plan(const Tape& tape, Device device = Device::cpu);
 
+/// Buffers of equal purpose in many layers: "layers.*.attention/matmul".
+struct FoldedBuffer {
+  std::string name;
+  int count = 0;
+  std::size_t bytes = 0;  ///< of all of them
+  /// "layers.*.attention/matmul x8"
+  std::string label() const;
+};
+/// The `most` largest of these buffers, layers folded.
+std::vector<FoldedBuffer> fold_layers(const std::vector<const Plan::Buffer*>& buffers, std::size_t most);
+
 /// Prints what a program needs by category: leaves by role (each counted once over all `tapes`), then each plan's arena.
 struct MemoryReport {
   std::size_t parameters = 0, gradients = 0, state = 0, inputs = 0, arena = 0;

@@ -59,8 +59,14 @@ Program::Program(const Tape& tape, const Plan& plan, Storage& storage, Arena& ar
   };
   for (std::size_t s = 0; s < plan.steps.size(); ++s) {
     const Tape::Node& node = tape.nodes()[static_cast<std::size_t>(plan.steps[s])];
-    Step step{
-        .op = node.op, .inputs = {}, .outputs = {}, .input_names = {}, .output_names = {}, .scratch = {}, .scope = node.scope};
+    Step step{.op = node.op,
+              .inputs = {},
+              .outputs = {},
+              .input_names = {},
+              .output_names = {},
+              .scratch = {},
+              .scope = node.scope,
+              .label = concat(node.scope, node.scope.empty() ? "" : "/", node.op->name())};
     std::vector<TensorType> input_types, output_types;
     for (const Value value : node.inputs) {
       step.inputs.push_back(bind(value));
@@ -84,7 +90,9 @@ Program::Program(const Tape& tape, const Plan& plan, Storage& storage, Arena& ar
 
 void Program::run(const Launch& launch) const {
   Launch with_scratch = launch;
+  DeviceRuntime& device = runtime(launch.device);
   for (const Step& step : steps_) {
+    const NamedRange range(device, step.label.c_str());
     with_scratch.scratch = step.scratch;
     step.op->run(with_scratch, step.inputs, step.outputs);
   }
@@ -92,9 +100,11 @@ void Program::run(const Launch& launch) const {
 
 void Program::run_observed(const Launch& launch, const Observer& observer, bool check_finite) const {
   Launch with_scratch = launch;
+  DeviceRuntime& device = runtime(launch.device);
   for (const Step& step : steps_) {
+    const NamedRange range(device, step.label.c_str());
     with_scratch.scratch = step.scratch;
-    const double seconds = runtime(launch.device).seconds_of([&] { step.op->run(with_scratch, step.inputs, step.outputs); });
+    const double seconds = device.seconds_of([&] { step.op->run(with_scratch, step.inputs, step.outputs); });
     if (observer) {
       observer(step, seconds);
     }

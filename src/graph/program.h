@@ -49,6 +49,7 @@ class Program {
     std::vector<std::string> input_names, output_names;  ///< of leaves, or "scope/op.output"
     std::span<std::byte> scratch;
     std::string scope;
+    std::string label;  ///< "layers.3.attention/matmul", for profilers
     double flops = 0;
     std::size_t bytes = 0;  ///< least traffic (Op::traffic)
   };

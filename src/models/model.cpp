@@ -29,6 +29,14 @@ Value ModelBuilder::rotated(Value x, Value addend, std::int64_t head_dim) {
   return ops::rope(tape, x, addend, table, batch_leaf(kPositionsLeaf), head_dim, dtype);
 }
 
+Value ModelBuilder::convolved(Value x, const std::string& taps, Value starts) {
+  if (config.conv == 0) {
+    return x;
+  }
+  const Value weight = vector(taps, {tape.type(x).shape.columns(), config.conv}, Initialization::normal);
+  return ops::causal_conv_silu(tape, x, weight, starts);
+}
+
 ops::AttentionKeys ModelBuilder::attention_keys(std::int64_t layer) {
   const std::string name = table_name(chunking, layer);
   return {.ends = batch_leaf(name + ".ends"),
@@ -65,8 +73,12 @@ Value declare_feed_forward(ModelBuilder& b, Value x, const std::string& prefix) 
 Ssm declare_ssm(ModelBuilder& b, Value u, std::int64_t width, const std::string& prefix, Value starts) {
   constexpr double kGatedNormEps = 1e-5;  // docs/model.md, SSM
   const SsmConfig& ssm = b.config.ssm;
-  const kernels::ScanShape shape{
-      .hidden = ssm.hidden, .state = ssm.state, .heads = ssm.heads, .groups = ssm.groups, .conv = ssm.conv};
+  const kernels::ScanShape shape{.hidden = ssm.hidden,
+                                 .state = ssm.state,
+                                 .heads = ssm.heads,
+                                 .groups = ssm.groups,
+                                 .conv = ssm.conv,
+                                 .longest_chunk = b.chunking == nullptr ? 0 : b.chunking->longest_chunk(b.batch.length)};
   const Value zxbcdt = ops::linear(b.tape, u, b.matrix(prefix + "in_proj.weight", shape.projection(), width));
   ops::ScanParameters weights;
   if (ssm.conv > 0) {

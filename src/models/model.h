@@ -19,6 +19,7 @@ enum class Initialization : std::uint8_t {
   ones,       ///< norms and the SSM's skip
   zeros,      ///< the bias of delta
   log_decay,  ///< A_log = log U(0.01, 2)
+  log_rate,   ///< Hawk's a = 0.5 log U(0.81, 0.998)
 };
 
 struct ParameterInfo {
@@ -56,6 +57,8 @@ class ModelBuilder : public ModelOptions {
   Value tokens();
   /// q, k [T, heads * head_dim], a `linear_unrounded` (+ addend), turned by the rows' positions and rounded.
   Value rotated(Value x, Value addend, std::int64_t head_dim);
+  /// silu(conv(x)) with the taps of that name; x where the model has none.
+  Value convolved(Value x, const std::string& taps, Value starts);
   /// Keys that queries of a layer may see, and the rows at which its chunks start.
   ops::AttentionKeys attention_keys(std::int64_t layer);
   Value chunk_starts(std::int64_t layer);
@@ -103,6 +106,9 @@ void declare_attention_blocks(ModelBuilder& builder, ResidualStream& stream, Dec
 using DeclareBlocks = void (*)(ModelBuilder& builder, ResidualStream& stream);
 void declare_attamba(ModelBuilder& builder, ResidualStream& stream);
 void declare_transformer(ModelBuilder& builder, ResidualStream& stream);
+void declare_mamba(ModelBuilder& builder, ResidualStream& stream);
+void declare_mingru(ModelBuilder& builder, ResidualStream& stream);
+void declare_hawk(ModelBuilder& builder, ResidualStream& stream);
 
 /// A whole model on a tape.
 struct DeclaredModel {

@@ -2,6 +2,7 @@
 
 #include <cmath>
 
+#include "kernels/causal_conv_checks.h"
 #include "src/core/names.h"
 
 namespace attamba {
@@ -98,7 +99,8 @@ void check_kind(const ModelConfig& c) {
     check(c.hidden >= 1, "hidden", c.hidden, "a ", c.kind, " needs its inner width; the paper uses ",
           c.kind == "hawk" ? 768 : 1280);
     check_extent("hidden", c.hidden);
-    check_extent("conv", c.conv, 0);
+    check(c.conv >= 0 && c.conv <= kernels::kMostConvTaps, "conv", c.conv, "0 (none) to ", kernels::kMostConvTaps,
+          " taps are possible; the paper uses 4");
     check(c.kind != "hawk" || c.hidden % c.n_heads == 0, "hidden", c.hidden,
           "must be a multiple of model.n_heads = ", c.n_heads, "; ", try_multiples(c.hidden, c.n_heads));
   }

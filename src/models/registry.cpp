@@ -8,6 +8,9 @@ namespace {
 constexpr std::array kModels{
     std::pair<std::string_view, DeclareBlocks>{"attamba", declare_attamba},
     std::pair<std::string_view, DeclareBlocks>{"transformer", declare_transformer},
+    std::pair<std::string_view, DeclareBlocks>{"mamba", declare_mamba},
+    std::pair<std::string_view, DeclareBlocks>{"mingru", declare_mingru},
+    std::pair<std::string_view, DeclareBlocks>{"hawk", declare_hawk},
 };
 
 }  // namespace

@@ -54,6 +54,14 @@ class StartAllReduce final : public Op {
     }
     return indices;
   }
+  std::size_t traffic(std::span<const TensorType>, std::span<const TensorType>) const override { return 0; }
+  Collective collective(std::span<const TensorType> in) const override {
+    std::size_t bytes = 0;
+    for (const TensorType& leaf : in) {
+      bytes += leaf.bytes();
+    }
+    return {.kind = Collective::Kind::all_reduce, .bytes = bytes};
+  }
 
  private:
   std::shared_ptr<PendingReduction> pending_;
@@ -67,6 +75,8 @@ class WaitAllReduce final : public Op {
   std::vector<TensorType> infer(std::span<const TensorType>) const override { return {}; }
   void run(const Launch&, std::span<const Tensor>, std::span<const Tensor>) const override { pending_->wait(); }
   std::vector<int> mutated() const override { return {0}; }
+  std::size_t traffic(std::span<const TensorType>, std::span<const TensorType>) const override { return 0; }
+  Collective collective(std::span<const TensorType>) const override { return {.kind = Collective::Kind::wait}; }
 
  private:
   std::shared_ptr<PendingReduction> pending_;

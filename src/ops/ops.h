@@ -60,6 +60,17 @@ struct ScanParameters {
 Value chunk_scan(Tape& tape, Value zxbcdt, const ScanParameters& weights, Value starts, const kernels::ScanShape& shape,
                  double eps, std::int64_t sequence_length);
 
+// ---------------------------------------------------------------------------------------------- recurrence.cpp
+/// silu of the causal convolution of x [T, E] with weight [E, W] (accumulator type), within chunks; starts [T] int32.
+Value causal_conv_silu(Tape& tape, Value x, Value weight, Value starts);
+struct RecurrenceGates {
+  Value a, b;     ///< [T, E]
+  Value u = {}, rate = {};  ///< of the form rg_lru
+};
+/// h [T, E] of kernels::linear_recurrence; starts [T] int32.
+Value linear_recurrence(Tape& tape, const RecurrenceGates& gates, Value starts, kernels::RecurrenceForm form,
+                        std::int64_t sequence_length);
+
 // ---------------------------------------------------------------------------------------------- vocabulary.cpp
 /// table [V, D], tokens [T] int32 -> [T, D].
 Value embedding(Tape& tape, Value table, Value tokens);

@@ -5,15 +5,15 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <chrono>
+#include <cstdio>
 #include <cstring>
 #include <iostream>
-#include <nlohmann/json.hpp>
+#include <set>
 
 #include "data/files.h"
-#include "data/hdf5_handle.h"
-#include "src/core/crc32c.h"
-#include "src/core/error.h"
-#include "src/core/version.h"
+#include "src/train/checkpoint_file.h"
+#include "src/train/rank_text.h"
 
 namespace attamba {
 
@@ -21,125 +21,119 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr int kFormatVersion = 1;
-constexpr const char* kManifest = "manifest.json";
-constexpr const char* kTensorFile = "tensors.h5";
-constexpr const char* kPrefix = "step-";
-constexpr const char* kUnfinished = ".unfinished";
-
-hid_t hdf5_type(DType dtype) {
-  switch (dtype) {
-    case DType::float32:
-      return H5T_NATIVE_FLOAT;
-    case DType::float64:
-      return H5T_NATIVE_DOUBLE;
-    default:
-      throw Error(concat("checkpoint: cannot hold ", name_of(dtype)));
-  }
-}
+constexpr std::string_view kPrefix = "step-", kAttempt = ".tmp-";
+/// Room to leave besides the files themselves: the manifest, and what file systems need for themselves.
+constexpr std::uint64_t kSpareBytes = std::uint64_t{1} << 20;
 
 void sync_folder(const fs::path& folder) {
-  const FileDescriptor opened(::open(folder.c_str(), O_RDONLY | O_DIRECTORY));
-  require(static_cast<bool>(opened) && ::fsync(opened.get()) == 0, "checkpoint: cannot sync ", folder.string(), ": ",
-          std::strerror(errno));
+  const FileDescriptor opened(::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  // Some file systems cannot sync folders and say EINVAL; a rename is then as durable as they make it.
+  require(static_cast<bool>(opened) && (::fsync(opened.get()) == 0 || errno == EINVAL), folder.string(),
+          ": cannot sync: ", std::strerror(errno));
 }
 
-struct FileSum {
-  std::uint64_t bytes = 0;
-  std::uint32_t crc = 0;
-};
-
-FileSum sum_file(const fs::path& path) {
-  const FileDescriptor file = open_for_reading(path);
-  FileSum sum{.bytes = file_size_of(file, path)};
-  std::vector<std::byte> block(std::size_t{4} << 20);
-  for (std::uint64_t offset = 0; offset < sum.bytes; offset += block.size()) {
-    const std::size_t size = std::min<std::uint64_t>(block.size(), sum.bytes - offset);
-    read_at(file, offset, std::span(block).first(size), path);
-    sum.crc = crc32c(std::span<const std::byte>(block).first(size), sum.crc);
-  }
-  return sum;
-}
-
-/// Finds out that there is no room before HDF5 does, which cannot recover from a write that fails: allocates the space, and
-/// gives it back.
-void require_space(const fs::path& path, const std::vector<NamedTensor>& tensors) {
-  std::uint64_t bytes = std::uint64_t{64} << 10;
-  for (const NamedTensor& named : tensors) {
-    bytes += named.tensor.bytes() + 4096;  // data, and its description in the file
-  }
-  const FileDescriptor probe(::open(path.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0644));
-  require(static_cast<bool>(probe), "cannot create ", path.string(), ": ", std::strerror(errno));
-  const int error = posix_fallocate(probe.get(), 0, static_cast<off_t>(bytes));
-  fs::remove(path);
-  require(error == 0, path.string(), ": no room for ", bytes, " bytes: ", std::strerror(error),
-          "; free some space or choose another run.folder");
-}
-
-void write_tensors(const fs::path& path, const std::vector<NamedTensor>& tensors) {
-  require_space(path, tensors);
-  const Hdf5Quiet quiet;
-  {
-    const Hdf5File file(H5Fcreate(path.c_str(), H5F_ACC_EXCL, H5P_DEFAULT, H5P_DEFAULT), "create ", path.string(), ": ",
-                        std::strerror(errno));
-    const Hdf5Properties groups(H5Pcreate(H5P_LINK_CREATE), "prepare ", path.string());
-    H5Pset_create_intermediate_group(groups.get(), 1);
-    const Hdf5Properties creation(H5Pcreate(H5P_DATASET_CREATE), "prepare ", path.string());
-    H5Pset_obj_track_times(creation.get(), false);  // equal weights make equal files
-    for (const NamedTensor& named : tensors) {
-      const std::vector<hsize_t> extents(named.tensor.shape().begin(), named.tensor.shape().end());
-      const Hdf5Space space(H5Screate_simple(static_cast<int>(extents.size()), extents.data(), nullptr), "describe ",
-                            named.name);
-      const hid_t type = hdf5_type(named.tensor.dtype());
-      const Hdf5Dataset dataset(
-          H5Dcreate2(file.get(), named.name.c_str(), type, space.get(), groups.get(), creation.get(), H5P_DEFAULT), "create ",
-          named.name, " in ", path.string());
-      require(H5Dwrite(dataset.get(), type, H5S_ALL, H5S_ALL, H5P_DEFAULT, HostCopy(named.tensor).tensor().data) >= 0,
-              "checkpoint: cannot write ", named.name, " to ", path.string(), ": ", std::strerror(errno),
-              "; free some space or choose another run.folder");
-    }
-    require(H5Fflush(file.get(), H5F_SCOPE_GLOBAL) >= 0, "checkpoint: cannot write ", path.string(), ": ", std::strerror(errno),
-            "; free some space or choose another run.folder");
-  }
-  const FileDescriptor written(::open(path.c_str(), O_RDONLY));
-  require(static_cast<bool>(written) && ::fsync(written.get()) == 0, "checkpoint: cannot sync ", path.string(), ": ",
-          std::strerror(errno));
-}
-
-nlohmann::json read_manifest(const fs::path& checkpoint) {
-  const fs::path path = checkpoint / kManifest;
-  try {
-    nlohmann::json manifest = nlohmann::json::parse(read_whole_file(path));
-    require(manifest.at("format") == kFormatVersion, path.string(), ": format ", manifest.at("format").dump(),
-            " is not one that this version reads (", kFormatVersion, ")");
-    return manifest;
-  } catch (const nlohmann::json::exception& error) {
-    throw Error(concat(path.string(), ": not a checkpoint's manifest: ", error.what()));
-  }
-}
-
-/// Throws naming the file when the checkpoint is not what its manifest says.
-void check_files(const fs::path& checkpoint) {
-  const nlohmann::json manifest = read_manifest(checkpoint);
-  const fs::path path = checkpoint / kTensorFile;
-  const FileSum found = sum_file(path);
-  require(found.bytes == manifest.at("tensor_bytes").get<std::uint64_t>(), path.string(), ": ", found.bytes,
-          " bytes, expected ", manifest.at("tensor_bytes").dump());
-  require(found.crc == manifest.at("tensor_crc32c").get<std::uint32_t>(), path.string(),
-          ": checksum does not match; the file is damaged");
+bool is_attempt(const fs::path& path) {
+  const std::string name = path.filename();
+  return name.starts_with(kPrefix) && name.find(kAttempt) != std::string::npos;
 }
 
 std::optional<std::int64_t> step_of(const fs::path& path) {
   const std::string name = path.filename();
-  if (!name.starts_with(kPrefix) || name.ends_with(kUnfinished)) {
+  if (!name.starts_with(kPrefix)) {
     return std::nullopt;
   }
-  const std::string digits = name.substr(std::strlen(kPrefix));
+  const std::string digits = name.substr(kPrefix.size());
   const bool numeric = !digits.empty() && digits.size() < 19 && digits.find_first_not_of("0123456789") == std::string::npos;
   return numeric ? std::optional(std::stoll(digits)) : std::nullopt;
 }
 
-/// Checkpoints by step, newest first.
+void remove_attempts(const fs::path& folder) {
+  for (const fs::directory_entry& entry : fs::directory_iterator(folder)) {
+    if (is_attempt(entry.path())) {
+      std::error_code ignored;  // another attempt has another name, so what cannot be removed is in nobody's way
+      fs::remove_all(entry.path(), ignored);
+    }
+  }
+}
+
+/// Puts a whole folder in the place of a target that may exist: at every moment there is the old one or the new one.
+void put_in_place(const fs::path& folder, const fs::path& target) {
+  if (fs::exists(target)) {
+    if (::renameat2(AT_FDCWD, folder.c_str(), AT_FDCWD, target.c_str(), RENAME_EXCHANGE) == 0) {
+      std::error_code ignored;  // the next attempt tries again
+      fs::remove_all(folder, ignored);
+      return;
+    }
+    fs::remove_all(target);  // file systems without that exchange
+  }
+  fs::rename(folder, target);
+}
+
+SaveFailed save_failed(std::int64_t step, std::string_view reason) {
+  return SaveFailed(concat("save failed: there is no checkpoint of step ", step, " (earlier ones are untouched): ", reason));
+}
+
+constexpr char kWritten = '+', kNothing = '0', kNotWritten = '-';
+
+/// The files that ranks report, or the first failure as an exception.
+std::vector<SavedFile> files_from(const std::vector<std::string>& reports) {
+  std::vector<SavedFile> files;
+  for (std::size_t rank = 0; rank < reports.size(); ++rank) {
+    const std::string& report = reports[rank];
+    require(report.front() != kNotWritten, reports.size() > 1 ? concat("rank ", rank, ": ") : "", report.substr(1));
+    if (report.front() == kWritten) {
+      files.push_back(saved_file_from_text(std::string_view(report).substr(1)));
+    }
+  }
+  return files;
+}
+
+Checkpoint parse(const fs::path& folder, const std::string& manifest) {
+  Checkpoint checkpoint{.folder = folder, .manifest = manifest_from_text(manifest, (folder / kCheckpointManifest).string())};
+  const auto named = step_of(folder);
+  require(!named || *named == checkpoint.manifest.state.step, folder.string(), ": holds step ", checkpoint.manifest.state.step);
+  return checkpoint;
+}
+
+/// Reads every byte of the files, this rank those that are its turn. Returns the first damage that any rank found, or nothing.
+std::string find_damage(const Checkpoint& checkpoint, Communicator& communicator) {
+  std::string damage;
+  const std::vector<SavedFile>& files = checkpoint.manifest.files;
+  const auto first = static_cast<std::size_t>(communicator.rank()), ranks = static_cast<std::size_t>(communicator.size());
+  for (std::size_t i = first; damage.empty() && i < files.size(); i += ranks) {
+    try {
+      check_checkpoint_file(checkpoint.folder, files[i]);
+    } catch (const std::exception& error) {
+      damage = error.what();
+    }
+  }
+  for (const std::string& found : gather_text(damage, communicator)) {
+    if (!found.empty()) {
+      return found;
+    }
+  }
+  return {};
+}
+
+void pass_over(std::string_view reason) {
+  std::cerr << "attamba: passing over a damaged checkpoint: " << reason << '\n';
+}
+
+/// A file is there and has the size that the manifest says.
+bool looks_whole(const Checkpoint& checkpoint) {
+  return std::all_of(checkpoint.manifest.files.begin(), checkpoint.manifest.files.end(), [&](const SavedFile& file) {
+    std::error_code error;
+    return fs::file_size(checkpoint.folder / file.name, error) == file.bytes && !error;
+  });
+}
+
+}  // namespace
+
+fs::path checkpoint_path(const fs::path& folder, std::int64_t step) {
+  const std::string digits = std::to_string(step);
+  return folder / (std::string(kPrefix) + std::string(digits.size() < 9 ? 9 - digits.size() : 0, '0') + digits);
+}
+
 std::vector<std::pair<std::int64_t, fs::path>> list_checkpoints(const fs::path& folder) {
   std::vector<std::pair<std::int64_t, fs::path>> found;
   if (fs::exists(folder)) {
@@ -153,108 +147,173 @@ std::vector<std::pair<std::int64_t, fs::path>> list_checkpoints(const fs::path& 
   return found;
 }
 
-}  // namespace
-
-fs::path checkpoint_path(const fs::path& folder, std::int64_t step) {
-  const std::string digits = std::to_string(step);
-  return folder / (kPrefix + std::string(digits.size() < 9 ? 9 - digits.size() : 0, '0') + digits);
+SaveAttempt begin_save(const fs::path& folder, std::int64_t step, const std::vector<StateSlice>& slices,
+                       Communicator& communicator) {
+  auto bytes = static_cast<std::int64_t>(checkpoint_file_bytes(slices));
+  communicator.all_reduce_sum({&bytes, {DType::int64, {1}}});
+  const fs::path target = checkpoint_path(folder, step);
+  try {
+    const std::string attempt = on_rank_0(
+        [&] {
+          if (!fs::exists(folder)) {
+            make_folder(folder);
+            sync_folder(fs::absolute(folder).parent_path());
+          }
+          remove_attempts(folder);
+          const std::uint64_t needed = static_cast<std::uint64_t>(bytes) + kSpareBytes, free = free_bytes(folder);
+          require(needed <= free, folder.string(), ": no room, ", needed, " bytes needed, ", free,
+                  " free; free some space or choose another run.folder");
+          const auto now = std::chrono::system_clock::now().time_since_epoch();
+          const auto stamp = std::chrono::duration_cast<std::chrono::milliseconds>(now).count();
+          const std::string path = concat(target.string(), kAttempt, stamp, '-', ::getpid());
+          fs::create_directory(path);
+          return path;
+        },
+        communicator);
+    return {.folder = attempt, .target = target};
+  } catch (const std::exception& error) {
+    throw save_failed(step, error.what());
+  }
 }
 
-void save_checkpoint(const fs::path& folder, const TrainingState& state, const std::vector<NamedTensor>& tensors) {
-  make_folder(folder);
-  const fs::path whole = checkpoint_path(folder, state.step), unfinished = whole.string() + kUnfinished;
+std::string write_share(const SaveAttempt& attempt, int rank, const std::vector<StateSlice>& slices,
+                        const std::atomic<bool>* cancelled) {
+  if (slices.empty()) {
+    return {kNothing};
+  }
+  char name[32];
+  std::snprintf(name, sizeof name, "rank-%05d.h5", rank);
   try {
-    fs::remove_all(unfinished);
-    make_folder(unfinished);
-    write_tensors(unfinished / kTensorFile, tensors);
-    const FileSum sum = sum_file(unfinished / kTensorFile);
-    const nlohmann::json manifest{{"format", kFormatVersion},
-                                  {"step", state.step},
-                                  {"updates", state.updates},
-                                  {"seconds", state.seconds},
-                                  {"passed_over", state.passed_over},
-                                  {"norms", state.norms},
-                                  {"data_fingerprint", state.data_fingerprint},
-                                  {"configuration", state.configuration},
-                                  {"written_by", version_line()},
-                                  {"tensor_bytes", sum.bytes},
-                                  {"tensor_crc32c", sum.crc}};
-    write_file_atomically(unfinished / kManifest, manifest.dump(1));
-    fs::remove_all(whole);  // the same step again: only after a damaged or repeated save
-    fs::rename(unfinished, whole);
-    sync_folder(folder);
+    return kWritten + to_text(write_checkpoint_file(attempt.folder / name, slices, cancelled));
+  } catch (const std::exception& error) {
+    return unwritten_share(error.what());
+  }
+}
+
+std::string unwritten_share(std::string_view reason) {
+  return kNotWritten + std::string(reason);
+}
+
+void publish_save(const SaveAttempt& attempt, const TrainingState& state, const std::vector<std::string>& reports) {
+  try {
+    const std::string manifest = to_text(make_manifest(state, files_from(reports)));
+    write_file_atomically(attempt.folder / kCheckpointManifest, manifest);  // syncs the folder, too
+    put_in_place(attempt.folder, attempt.target);
+    sync_folder(attempt.target.parent_path());
   } catch (const std::exception& error) {
     std::error_code ignored;
-    fs::remove_all(unfinished, ignored);
-    throw Error(concat("checkpoint of step ", state.step, " was not saved (earlier ones are untouched): ", error.what()));
+    fs::remove_all(attempt.folder, ignored);
+    throw save_failed(state.step, error.what());
   }
 }
 
-std::optional<fs::path> newest_checkpoint(const fs::path& folder) {
-  const auto found = list_checkpoints(folder);
+void commit_save(const SaveAttempt& attempt, const TrainingState& state, const std::string& report,
+                 Communicator& communicator) {
+  const std::vector<std::string> reports = gather_text(report, communicator);
+  try {
+    on_rank_0(
+        [&] {
+          publish_save(attempt, state, reports);
+          return std::string();
+        },
+        communicator);
+  } catch (const std::exception& error) {
+    throw SaveFailed(error.what());
+  }
+}
+
+void save_checkpoint(const fs::path& folder, const TrainingState& state, const std::vector<StateSlice>& slices,
+                     Communicator& communicator) {
+  const SaveAttempt attempt = begin_save(folder, state.step, slices, communicator);
+  commit_save(attempt, state, write_share(attempt, communicator.rank(), slices), communicator);
+}
+
+Checkpoint open_checkpoint(const fs::path& folder) {
+  return parse(folder, read_whole_file(folder / kCheckpointManifest));
+}
+
+Checkpoint checked_checkpoint(const fs::path& folder, Communicator& communicator) {
+  Checkpoint checkpoint = parse(folder, on_rank_0([&] { return read_whole_file(folder / kCheckpointManifest); }, communicator));
+  const std::string damage = find_damage(checkpoint, communicator);
+  require(damage.empty(), damage);
+  return checkpoint;
+}
+
+std::optional<Checkpoint> newest_checkpoint(const fs::path& folder, Communicator& communicator) {
+  std::vector<std::pair<std::int64_t, fs::path>> found;
   std::string reason;
-  for (const auto& [step, path] : found) {
+  if (communicator.rank() == 0) {
+    found = list_checkpoints(folder);
+  }
+  const std::size_t count = found.size();
+  // Rank 0 goes down its list to the next one with a good manifest, and tells the others the manifest itself.
+  for (std::size_t next = 0;; ++next) {
+    const std::string manifest = on_rank_0(
+        [&] {
+          for (; next < count; ++next) {
+            try {
+              std::string text = read_whole_file(found[next].second / kCheckpointManifest);
+              parse(found[next].second, text);
+              return text;
+            } catch (const std::exception& error) {
+              pass_over(error.what());
+              reason = error.what();
+            }
+          }
+          require(count == 0, folder.string(), ": holds ", count, " checkpoints but none is whole (", reason,
+                  "); restore one, or start again in another run.folder");
+          return std::string();
+        },
+        communicator);
+    if (manifest.empty()) {
+      return std::nullopt;
+    }
+    Checkpoint checkpoint{.folder = {}, .manifest = manifest_from_text(manifest, "the manifest that rank 0 chose")};
+    checkpoint.folder = checkpoint_path(folder, checkpoint.manifest.state.step);
+    const std::string damage = find_damage(checkpoint, communicator);
+    if (damage.empty()) {
+      return checkpoint;
+    }
+    if (communicator.rank() == 0) {
+      pass_over(damage);
+      reason = damage;
+    }
+  }
+}
+
+void remove_old_checkpoints(const fs::path& folder, const Retention& retention) {
+  if (retention.keep <= 0) {
+    return;
+  }
+  std::vector<Checkpoint> whole;  // newest first
+  for (const auto& [step, path] : list_checkpoints(folder)) {
     try {
-      check_files(path);
-      return path;
-    } catch (const std::exception& error) {
-      std::cerr << "attamba: passing over a damaged checkpoint: " << error.what() << '\n';
-      reason = error.what();
+      Checkpoint checkpoint = open_checkpoint(path);
+      if (looks_whole(checkpoint)) {
+        whole.push_back(std::move(checkpoint));
+      }
+    } catch (const std::exception&) {
+      continue;  // cannot be read, now or ever: not for a program to judge
     }
   }
-  require(found.empty(), folder.string(), ": holds ", found.size(), " checkpoints but none is whole (", reason,
-          "); restore one, or start again in another run.folder");
-  return std::nullopt;
-}
-
-TrainingState read_training_state(const fs::path& checkpoint) {
-  const nlohmann::json manifest = read_manifest(checkpoint);
-  return {.step = manifest.at("step"),
-          .updates = manifest.at("updates"),
-          .seconds = manifest.at("seconds"),
-          .passed_over = manifest.value("passed_over", std::int64_t{0}),
-          .data_fingerprint = manifest.at("data_fingerprint"),
-          .configuration = manifest.at("configuration"),
-          .norms = manifest.value("norms", std::vector<double>{})};
-}
-
-void load_tensors(const fs::path& checkpoint, const std::vector<NamedTensor>& tensors) {
-  const Hdf5Quiet quiet;
-  const fs::path path = checkpoint / kTensorFile;
-  const Hdf5File file(H5Fopen(path.c_str(), H5F_ACC_RDONLY, H5P_DEFAULT), "open ", path.string());
-  for (const NamedTensor& named : tensors) {
-    const Hdf5Dataset dataset(H5Dopen2(file.get(), named.name.c_str(), H5P_DEFAULT), "find ", named.name, " in ",
-                              path.string());
-    const Hdf5Space space(H5Dget_space(dataset.get()), "describe ", named.name);
-    hsize_t extents[Shape::kMaxRank] = {};
-    const int rank = H5Sget_simple_extent_ndims(space.get());
-    require(rank >= 0 && rank <= static_cast<int>(Shape::kMaxRank), path.string(), ": ", named.name, " has ", rank,
-            " dimensions");
-    H5Sget_simple_extent_dims(space.get(), extents, nullptr);
-    const std::vector<std::int64_t> found(extents, extents + rank);
-    require(Shape(found) == named.tensor.shape(), path.string(), ": ", named.name, " is ", Shape(found), ", the model has ",
-            named.tensor.shape());
-    const hid_t type = hdf5_type(named.tensor.dtype());
-    std::vector<std::byte> staged(named.tensor.device == Device::cpu ? 0 : named.tensor.bytes());
-    const Tensor target = staged.empty() ? named.tensor : Tensor{staged.data(), named.tensor.type};
-    require(H5Dread(dataset.get(), type, H5S_ALL, H5S_ALL, H5P_DEFAULT, target.data) >= 0, path.string(), ": cannot read ",
-            named.name);
-    if (!staged.empty()) {
-      copy_from_host(named.tensor, target);
+  std::set<fs::path> kept;
+  const Checkpoint* best = nullptr;
+  for (const Checkpoint& checkpoint : whole) {
+    const TrainingState& state = checkpoint.manifest.state;
+    const bool newest = kept.size() < static_cast<std::size_t>(retention.keep);
+    if (newest || (retention.keep_every > 0 && state.step % retention.keep_every == 0)) {
+      kept.insert(checkpoint.folder);
+    }
+    if (state.validation_loss && (best == nullptr || *state.validation_loss < *best->manifest.state.validation_loss)) {
+      best = &checkpoint;
     }
   }
-}
-
-void remove_old_checkpoints(const fs::path& folder, std::int64_t keep) {
-  const auto found = list_checkpoints(folder);
-  for (std::size_t i = 0; keep > 0 && i < found.size(); ++i) {
-    if (i >= static_cast<std::size_t>(keep)) {
-      fs::remove_all(found[i].second);
-    }
+  if (retention.keep_best && best != nullptr) {
+    kept.insert(best->folder);
   }
-  for (const fs::directory_entry& entry : fs::directory_iterator(folder)) {
-    if (entry.path().filename().string().ends_with(kUnfinished)) {
-      fs::remove_all(entry.path());
+  for (const Checkpoint& checkpoint : whole) {
+    if (kept.count(checkpoint.folder) == 0) {
+      fs::remove_all(checkpoint.folder);
     }
   }
 }

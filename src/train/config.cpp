@@ -269,6 +269,21 @@ void check_run(const RunConfig& r) {
         r.watchdog_seconds, "must be at least 1 s, as short pauses are no hang; 0 for no watchdog");
 }
 
+void check_checkpoint(const Config& config) {
+  const CheckpointConfig& c = config.checkpoint;
+  check_at_least("checkpoint.every", c.every, 0, "; use 0 to save only at the end");
+  check_at_least("checkpoint.keep", c.keep, 0, "; use 0 to keep all");
+  check_at_least("checkpoint.keep_every", c.keep_every, 0, "; use 0 to keep only the newest ones");
+  check(c.every == 0 || c.keep_every % c.every == 0, "checkpoint.keep_every", c.keep_every,
+        "must be a multiple of checkpoint.every = ", c.every);
+  if (c.keep_best) {
+    check(!config.data.valid.empty(), "checkpoint.keep_best", "true", "needs data.valid to know which one is best");
+    check(config.eval.every > 0 && c.every % config.eval.every == 0, "checkpoint.keep_best", "true",
+          "needs an evaluation of each checkpoint; make checkpoint.every = ", c.every,
+          " a multiple of eval.every = ", config.eval.every);
+  }
+}
+
 }  // namespace
 
 std::string detail::advice_on_key(std::string_view path, std::string_view name, const std::vector<std::string_view>& names) {
@@ -339,8 +354,7 @@ void validate(const Config& config) {
   check_optim(config.optim, config.train.steps);
   check_at_least("eval.every", config.eval.every, 0, "; use 0 to evaluate only after the last step");
   check_at_least("eval.windows", config.eval.windows, 0, "; use 0 for all of data.valid");
-  check_at_least("checkpoint.every", config.checkpoint.every, 0, "; use 0 to save only at the end");
-  check_at_least("checkpoint.keep", config.checkpoint.keep, 0, "; use 0 to keep all");
+  check_checkpoint(config);
   check_run(config.run);
 }
 

@@ -130,14 +130,23 @@ struct EvalConfig {
 
 struct CheckpointConfig {
   std::int64_t every = 5000;
+  bool background = true;
   std::int64_t keep = 2;
+  std::int64_t keep_every = 0;
+  bool keep_best = false;
 
   friend bool operator==(const CheckpointConfig&, const CheckpointConfig&) = default;
 
   template <class Self, class Visitor>
   static void describe(Self& self, Visitor&& visit) {
     visit.field("every", self.every, Field{"save this often; 0 = only after the last step or when told to stop", "steps"});
+    visit.field("background", self.background,
+                Field{"write while training goes on, from a copy in host memory of what each rank saves"});
     visit.field("keep", self.keep, Field{"checkpoints to keep, the newest; 0 = all", "checkpoints"});
+    visit.field("keep_every", self.keep_every,
+                Field{"keep for ever those of every so many steps, a multiple of every; 0 = none", "steps"});
+    visit.field("keep_best", self.keep_best,
+                Field{"keep the one with the lowest validation loss; every must be a multiple of eval.every"});
   }
 };
 

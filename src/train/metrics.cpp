@@ -12,6 +12,7 @@
 #include <nlohmann/json.hpp>
 #include <sstream>
 
+#include "data/files.h"
 #include "src/core/error.h"
 
 namespace attamba {
@@ -151,12 +152,7 @@ MetricsLog::MetricsLog(std::filesystem::path file, std::int64_t step) : file_(st
     const std::string text = read_all(file_);
     const std::string kept = kept_lines(text, step, file_);
     if (kept != text) {
-      const std::filesystem::path next = file_.string() + ".next";
-      std::ofstream out(next, std::ios::binary | std::ios::trunc);
-      out << kept;
-      out.close();
-      require(out.good(), "metrics: cannot write ", next.string(), ": ", std::strerror(errno));
-      std::filesystem::rename(next, file_);
+      write_file_atomically(file_, kept);
     }
   }
   descriptor_ = ::open(file_.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644);

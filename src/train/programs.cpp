@@ -22,6 +22,10 @@ constexpr const char* kPoisonedLeaf = "step.poisoned";      // int64 [1]: gradie
 constexpr const char* kEvaluationLeaf = "evaluate.totals";  // as step.totals
 constexpr const char* kFixedPointPrefix = "fixed_point/";   // int64 sums of gradients
 
+/// By ProgramKind; what profilers show.
+constexpr std::array<const char*, 5> kProgramNames{"accumulate", "last micro-batch, reduce and update", "reduce and update",
+                                                   "evaluate", "logits"};
+
 const TensorType kTotalsType{DType::int64, {2}};
 const TensorType kPoisonedType{DType::int64, {1}};
 constexpr double kLargestFixedPoint = 0x1p15;
@@ -71,6 +75,29 @@ std::string purpose_of(const Tape::ValueInfo& leaf) {
     default:
       return leaf.name.starts_with("master/") ? "master weights" : leaf.name.substr(0, leaf.name.find_first_of("/."));
   }
+}
+
+/// What takes most of a rank's memory.
+std::string describe_largest(const ProgramPlans& plans) {
+  constexpr std::size_t kShown = 4;
+  std::vector<std::pair<std::size_t, std::string>> rows{{plans.largest().plan.arena_bytes, "activations and scratch"}};
+  for (const ProgramPlans::Block& block : plans.storage) {
+    rows.emplace_back(block.bytes(), block.purpose);
+  }
+  std::stable_sort(rows.begin(), rows.end(), [](const auto& a, const auto& b) { return a.first > b.first; });
+  rows.resize(std::min(rows.size(), kShown));
+  std::string text = concat("; this rank needs ", in_binary_units(plans.memory().total()), ":");
+  const auto add = [&text](const std::string& name, std::size_t bytes) {
+    text += concat(text.ends_with(":") ? " " : ", ", name, " ", in_binary_units(bytes));
+  };
+  for (const auto& [bytes, purpose] : rows) {
+    add(purpose, bytes);
+  }
+  text += "; largest at the activations' peak:";
+  for (const FoldedBuffer& buffer : fold_layers(plans.largest().plan.peak(), kShown)) {
+    add(buffer.label(), buffer.bytes);
+  }
+  return text;
 }
 
 /// Emits and plans the programs of one rank.
@@ -133,6 +160,9 @@ void initialize_tensor(std::span<A> out, const ParameterInfo& parameter, std::ui
       case Initialization::log_decay:
         x = static_cast<A>(std::log(0.01 + 1.99 * random.uniform()));
         break;
+      case Initialization::log_rate:
+        x = static_cast<A>(0.5 * std::log(0.81 + 0.188 * random.uniform()));
+        break;
     }
   }
 }
@@ -166,10 +196,7 @@ ModelPrograms::ModelPrograms(const ProgramOptions& options, Communicator& commun
   ProgramPlans plans = plan_programs(options_, communicator_);
   memory_ = plans.memory();
   model_flops_ = plans.model_flops();
-  for (const ProgramPlans::Block& block : plans.storage) {
-    storage_.make_contiguous(block.entries, block.purpose);
-  }
-  arena_.reserve(plans.largest().plan.arena_bytes);
+  make_memory(plans);
   for (const ProgramPlans::Planned& planned : plans.programs) {
     replay_of(planned.kind).program = Program(planned.tape, planned.plan, storage_, arena_);
     logits_value_ = planned.kind == ProgramKind::logits ? planned.output : logits_value_;
@@ -179,6 +206,23 @@ ModelPrograms::ModelPrograms(const ProgramOptions& options, Communicator& commun
   largest_plan_ = plans.largest().plan;
   parameters_ = std::move(plans.parameters);
 }
+
+void ModelPrograms::make_memory(const ProgramPlans& plans) {
+  std::size_t made = 0;
+  try {
+    for (const ProgramPlans::Block& block : plans.storage) {
+      storage_.make_contiguous(block.entries, block.purpose);
+      made += block.bytes();
+    }
+    arena_.reserve(plans.largest().plan.arena_bytes);
+    arena_.data();
+  } catch (const OutOfMemory& error) {
+    throw ProgramsTooLarge(error, plans, error.total() == 0 ? 0 : error.free() + made);
+  }
+}
+
+ProgramsTooLarge::ProgramsTooLarge(const OutOfMemory& error, const ProgramPlans& plans, std::size_t available)
+    : OutOfMemory(error, describe_largest(plans)), available_(available) {}
 
 ProgramPlans ProgramPlanner::run() {
   require<UsageError>(options_.device == Device::cpu || options_.dtype != DType::float64,
@@ -436,6 +480,7 @@ void ModelPrograms::refresh_compute_weights() {
 /// then on the recording is replayed: one launch a program. A rank runs either the closing program or the empty one in all
 /// steps of a run, so all ranks record their reductions at the same step, as NCCL asks.
 void ModelPrograms::run(Replay& replay) {
+  const NamedRange range(runtime(options_.device), kProgramNames[static_cast<std::size_t>(&replay - replays_.data())]);
   const Launch launch{.device = options_.device, .stream = runtime(options_.device).stream()};
   const bool reduces = communicator_.size() > 1 &&
                        (&replay == &replay_of(ProgramKind::closing) || &replay == &replay_of(ProgramKind::empty_closing));
@@ -544,6 +589,20 @@ std::vector<std::string> ModelPrograms::state_leaves() const {
 const ProgramPlans::Planned& ProgramPlans::largest() const {
   return *std::max_element(programs.begin(), programs.end(),
                            [](const Planned& a, const Planned& b) { return a.plan.arena_bytes < b.plan.arena_bytes; });
+}
+
+std::size_t ProgramPlans::Block::bytes() const {
+  std::size_t sum = 0;
+  for (const Storage::Entry& entry : entries) {
+    sum += align_up(entry.type.bytes());
+  }
+  return sum;
+}
+
+const ProgramPlans::Planned& ProgramPlans::program(ProgramKind kind) const {
+  const auto found = std::find_if(programs.begin(), programs.end(), [&](const Planned& p) { return p.kind == kind; });
+  require(found != programs.end(), "programs: none of kind ", static_cast<int>(kind), " was asked for");
+  return *found;
 }
 
 double ProgramPlans::model_flops() const {

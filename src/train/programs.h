@@ -56,12 +56,14 @@ struct ProgramPlans {
   struct Block {
     std::string purpose;
     std::vector<Storage::Entry> entries;
+    std::size_t bytes() const;
   };
 
   std::vector<Planned> programs;
   std::vector<ParameterInfo> parameters;
   std::vector<Block> storage;
 
+  const Planned& program(ProgramKind kind) const;
   /// The program whose arena is the largest: all share one.
   const Planned& largest() const;
   /// FLOPs of the ops that compute one micro-batch's gradients, recomputation not counted.
@@ -71,6 +73,17 @@ struct ProgramPlans {
 
 /// The plans of rank `ranks.rank()` of `ranks.size()`. Nothing is allocated and the communicator is not used, only referred to.
 ProgramPlans plan_programs(const ProgramOptions& options, Communicator& ranks);
+
+/// The device has no room for a rank's programs: says what is largest among what they need.
+class ProgramsTooLarge : public OutOfMemory {
+ public:
+  ProgramsTooLarge(const OutOfMemory& error, const ProgramPlans& plans, std::size_t available);
+  /// Bytes that these programs could have had; 0 where nobody knows.
+  std::size_t available() const { return available_; }
+
+ private:
+  std::size_t available_;
+};
 
 struct Config;
 /// The programs that a run's configuration asks for, on a device.
@@ -150,6 +163,7 @@ class ModelPrograms {
     std::int64_t runs = 0;
     std::unique_ptr<RecordedWork> recorded;
   };
+  void make_memory(const ProgramPlans& plans);
   void run(Replay& replay);
   Replay& replay_of(ProgramKind kind) { return replays_[static_cast<std::size_t>(kind)]; }
   void write_weights(const Tensor& to, std::span<const float> values);

@@ -10,7 +10,6 @@
 #include "data/files.h"
 #include "src/core/error.h"
 #include "src/core/version.h"
-#include "src/train/checkpoint.h"
 
 namespace attamba {
 
@@ -63,7 +62,25 @@ std::string chunk_ends_of(const ModelConfig& model) {
   return has_file ? read_whole_file(model.chunking.ends_file) : std::string();
 }
 
+/// Nobody's: empty, or with what a start left that was cut off before its first file, the configuration, was whole.
+bool is_unclaimed(const fs::path& folder) {
+  return fs::is_directory(folder) &&
+         std::all_of(fs::directory_iterator(folder), fs::directory_iterator(), [](const fs::directory_entry& entry) {
+           return entry.path().filename() == concat(kConfigFile, kTemporarySuffix);
+         });
+}
+
 }  // namespace
+
+LoaderConfig open_training_data(const Config& config) {
+  LoaderConfig data{.sources = {}, .n = config.data.sequence_length, .seed = static_cast<std::uint64_t>(config.train.seed)};
+  for (const WeightedFolder& source : weighted_folders(config.data.train)) {
+    data.sources.push_back({Dataset::open(source.folder), source.weight});
+    data.sources.back().dataset.require_vocabulary(config.model.vocab_size);
+  }
+  require<UsageError>(!data.sources.empty(), "data.train is empty; name a folder made by `attamba data prepare`");
+  return data;
+}
 
 void claim_run_folder(const Config& config, std::span<const WeightedSource> train, const Dataset* valid) {
   const fs::path folder = config.run.folder, config_file = folder / kConfigFile;
@@ -74,7 +91,7 @@ void claim_run_folder(const Config& config, std::span<const WeightedSource> trai
     require<UsageError>(difference.empty(), folder.string(), ": holds another run: ", difference,
                         "; choose another run.folder, or give the same configuration to go on with that run");
   } else {
-    require<UsageError>(!fs::exists(folder) || (fs::is_directory(folder) && fs::is_empty(folder)), folder.string(),
+    require<UsageError>(!fs::exists(folder) || is_unclaimed(folder), folder.string(),
                         ": exists and is not a run's folder; choose an empty or a new one as run.folder");
   }
   const std::string chunk_ends = chunk_ends_of(config.model);
@@ -84,6 +101,7 @@ void claim_run_folder(const Config& config, std::span<const WeightedSource> trai
                         config.model.chunking.ends_file, "; choose another run.folder, or give the same chunk ends");
   }
   make_folder(folder);
+  write_file_atomically(config_file, to_toml(config));  // first: it says that the folder is this run's
   nlohmann::json facts{{"version", version().number},
                        {"commit", version().commit},
                        {"build", version().build_type},
@@ -101,10 +119,9 @@ void claim_run_folder(const Config& config, std::span<const WeightedSource> trai
   if (!chunk_ends.empty()) {
     write_file_atomically(folder / kRunChunkEnds, chunk_ends);
   }
-  write_file_atomically(config_file, to_toml(config));
 }
 
-FoundRun find_run(const fs::path& folder, std::int64_t step) {
+FoundRun find_run(const fs::path& folder, std::int64_t step, Communicator& communicator) {
   const fs::path checkpoints = folder / kCheckpointFolder;
   require<UsageError>(fs::exists(folder / kConfigFile), folder.string(), ": is not a run's folder (it has no ", kConfigFile,
                       ")");
@@ -113,12 +130,13 @@ FoundRun find_run(const fs::path& folder, std::int64_t step) {
     run.config.model.chunking.ends_file = (folder / kRunChunkEnds).string();
   }
   if (step >= 0) {
-    run.checkpoint = checkpoint_path(checkpoints, step);
-    require<UsageError>(fs::exists(run.checkpoint), folder.string(), ": has no checkpoint of step ", step);
+    const fs::path path = checkpoint_path(checkpoints, step);
+    require<UsageError>(fs::exists(path), folder.string(), ": has no checkpoint of step ", step);
+    run.checkpoint = checked_checkpoint(path, communicator);
   } else {
-    const auto newest = newest_checkpoint(checkpoints);
+    auto newest = newest_checkpoint(checkpoints, communicator);
     require<UsageError>(newest.has_value(), folder.string(), ": has no checkpoint yet");
-    run.checkpoint = *newest;
+    run.checkpoint = std::move(*newest);
   }
   return run;
 }

@@ -5,7 +5,9 @@
 #include <filesystem>
 #include <span>
 
+#include "comm/communicator.h"
 #include "data/loader.h"
+#include "src/train/checkpoint.h"
 #include "src/train/config.h"
 
 namespace attamba {
@@ -17,16 +19,20 @@ inline constexpr const char* kRunFile = "run.json";
 inline constexpr const char* kRunTokenizer = "tokenizer.model";
 inline constexpr const char* kRunChunkEnds = "chunk_ends.txt";  ///< only with explicit chunking
 
+/// The data sets that a configuration trains on; a missing one, or one with another vocabulary, is an error that names it.
+LoaderConfig open_training_data(const Config& config);
+
 /// Makes the folder, or takes up the run that is in it. A folder that holds something else, or a run with another model, data
 /// or recipe, is a UsageError that names the first key that differs. Writes config.toml, run.json and a copy of the tokenizer.
 /// `valid` may be null.
 void claim_run_folder(const Config& config, std::span<const WeightedSource> train, const Dataset* valid);
 
-/// A run as `eval` and `generate` find it: its configuration, and the checkpoint of `step` (negative: the newest whole one).
+/// A run as `eval` and `generate` find it: its configuration, and the checkpoint of `step` (negative: the newest whole one),
+/// checked. Collective.
 struct FoundRun {
   Config config;
-  std::filesystem::path checkpoint;
+  Checkpoint checkpoint;
 };
-FoundRun find_run(const std::filesystem::path& folder, std::int64_t step);
+FoundRun find_run(const std::filesystem::path& folder, std::int64_t step, Communicator& communicator);
 
 }  // namespace attamba

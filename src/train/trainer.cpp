@@ -13,6 +13,7 @@
 #include "src/train/events.h"
 #include "src/train/inspect.h"
 #include "src/train/run_folder.h"
+#include "src/train/run_plan.h"
 
 namespace attamba {
 
@@ -79,7 +80,7 @@ Trainer::~Trainer() {
 
 void Trainer::make_programs() {
   chunking_ = make_model_chunking(config_.model, config_.data.sequence_length);
-  programs_ = std::make_unique<ModelPrograms>(program_options(config_, chunking_.get(), device_), communicator_);
+  programs_ = make_run_programs(config_, chunking_.get(), device_, communicator_);
   set_up_debugging();
 }
 
@@ -133,13 +134,7 @@ void Trainer::compare_with_cpu(const Batch& batch, const std::vector<std::int64_
 }
 
 void Trainer::open_data() {
-  LoaderConfig data{.sources = {}, .n = config_.data.sequence_length, .seed = static_cast<std::uint64_t>(config_.train.seed)};
-  for (const WeightedFolder& source : weighted_folders(config_.data.train)) {
-    data.sources.push_back({Dataset::open(source.folder), source.weight});
-    data.sources.back().dataset.require_vocabulary(config_.model.vocab_size);
-  }
-  require<UsageError>(!data.sources.empty(), "data.train is empty; name a folder made by `attamba data prepare`");
-  samples_.emplace(std::move(data));
+  samples_.emplace(open_training_data(config_));
   if (!config_.data.valid.empty()) {
     Dataset valid = Dataset::open(config_.data.valid);
     valid.require_vocabulary(config_.model.vocab_size);
@@ -167,7 +162,22 @@ std::vector<NamedTensor> Trainer::checkpoint_tensors() const {
   return tensors;
 }
 
+std::vector<StateSlice> Trainer::checkpoint_slices() const {
+  return even_share(checkpoint_tensors(), communicator_.rank(), communicator_.size());
+}
+
+void Trainer::open_checkpoints() {
+  const CheckpointConfig& c = config_.checkpoint;
+  checkpoints_ = std::make_unique<CheckpointWriter>(
+      folder() / kCheckpointFolder,
+      CheckpointWriter::Settings{.background = c.background,
+                                 .retention = {.keep = c.keep, .keep_every = c.keep_every, .keep_best = c.keep_best},
+                                 .say = [this](std::string_view text) { say(std::string(text)); }},
+      communicator_);
+}
+
 void Trainer::resume() {
+  open_checkpoints();
   if (!load_newest_checkpoint()) {
     programs_->initialize(static_cast<std::uint64_t>(config_.train.seed));
     state_.data_fingerprint = samples_->fingerprint();
@@ -176,29 +186,19 @@ void Trainer::resume() {
   state_.configuration = to_toml(config_);
 }
 
-/// One rank chooses the checkpoint and tells the others, so that all go on from the same step.
 bool Trainer::load_newest_checkpoint() {
-  std::int64_t chosen = -1;
-  std::filesystem::path path;
-  on_first_rank([&] {
-    if (const auto newest = newest_checkpoint(folder() / kCheckpointFolder)) {
-      path = *newest;
-      chosen = read_training_state(path).step;
-    }
-  });
-  communicator_.broadcast({&chosen, {DType::int64, {1}}}, 0);
-  if (chosen < 0) {
+  const auto found = newest_checkpoint(folder() / kCheckpointFolder, communicator_);
+  if (!found) {
     return false;
   }
-  path = checkpoint_path(folder() / kCheckpointFolder, chosen);
-  state_ = read_training_state(path);
+  state_ = found->manifest.state;
   require(
-      state_.data_fingerprint == samples_->fingerprint(), path.string(),
+      state_.data_fingerprint == samples_->fingerprint(), found->folder.string(),
       ": was trained on other data (or another seed, sequence length or weights of sources); resuming would skip and repeat "
       "samples. Put the data back, or start another run.folder");
-  load_tensors(path, checkpoint_tensors());
+  load_slices(*found, whole_slices(checkpoint_tensors()));
   programs_->refresh_compute_weights();
-  saved_step_ = state_.step;
+  checkpoints_->loaded(state_.step);
   return true;
 }
 
@@ -242,7 +242,8 @@ std::optional<StopRequest> Trainer::asked_to_stop() const {
   if (const std::int64_t signal = stop_signal(); signal != 0) {
     return StopRequest{communicator_.rank(), signal};
   }
-  if (leads() && time_limit_.is_up(monotonic_seconds(), watchdog_->median_step(), save_seconds_)) {
+  if (leads() &&
+      time_limit_.is_up(monotonic_seconds(), watchdog_->median_step(), checkpoints_ ? checkpoints_->save_seconds() : 0)) {
     return StopRequest{0, kTimeIsUp};
   }
   return watchdog_->stop_heard();
@@ -262,7 +263,7 @@ bool Trainer::vote_on_stop() {
 // ---------------------------------------------------------------------------------------------- the loop
 
 Trainer::Outcome Trainer::run() {
-  if (!stop_ && complete() && saved_step_ == state_.step) {
+  if (!stop_ && complete()) {
     say("this run has finished already; give it more train.steps in a new run.folder, or look at it with eval");
     return Outcome::finished;
   }
@@ -283,8 +284,10 @@ Trainer::Outcome Trainer::run() {
   if (!stop_ && evaluator_ && evaluated_step_ != state_.step) {
     evaluate();
   }
-  if (state_.step > 0 && saved_step_ != state_.step) {
-    save();
+  if (checkpoints_ && state_.step > 0) {
+    watchdog_->enter(Phase::saving, state_.step);
+    state_.norms = bad_steps_.norms();
+    checkpoints_->save_now(state_, checkpoint_slices());
   }
   report_end();
   return complete() ? Outcome::finished : Outcome::stopped;
@@ -362,6 +365,7 @@ void Trainer::after_step(const StepResult& result) {
   const double seconds = monotonic_seconds() - step_began_;
   watchdog_->step_took(seconds);
   ++state_.step;
+  state_.validation_loss.reset();
   state_.updates += result.skipped ? 0 : 1;
   state_.seconds += seconds;
   window_seconds_ += seconds;
@@ -378,9 +382,15 @@ void Trainer::after_step(const StepResult& result) {
   if (!stop_ && evaluation_is_due()) {
     evaluate();
   }
+  watchdog_->enter(Phase::saving, state_.step);
+  checkpoints_->poll();
   save_due_ = save_due_ || due(config_.checkpoint.every);
-  if (save_due_ && bad_steps_.skipped_in_a_row() == 0) {  // a bad step's checkpoint would be no place to go back to
-    save();
+  // A bad step's checkpoint would be no place to go back to; the last step, and one to stop at, are saved by `run`.
+  if (save_due_ && bad_steps_.skipped_in_a_row() == 0 && !stop_ && state_.step < config_.train.steps) {
+    save_due_ = false;
+    state_.norms = bad_steps_.norms();
+    checkpoints_->save(state_, checkpoint_slices());
+    bad_steps_.recovered();
     vote_on_stop();
   }
 }
@@ -396,6 +406,7 @@ void Trainer::roll_back(const StepResult& result) {
       "operation makes a number that is not finite";
   require(bad_steps_.may_roll_back(), what, " after ", bad_steps_.rollbacks(), " rollbacks in a row", advice);
   watchdog_->enter(Phase::loading, from);
+  checkpoints_->finish();
   require(load_newest_checkpoint(), what, ", and there is no checkpoint to go back to", advice);
   state_.passed_over = passed_over + (from - state_.step);
   bad_steps_.rolled_back(state_.norms);
@@ -412,23 +423,8 @@ void Trainer::evaluate() {
   const std::optional<EvaluationResult> result = evaluator_->run(*programs_, [this] { return vote_on_stop(); });
   if (result) {
     evaluated_step_ = state_.step;
+    state_.validation_loss = result->loss;
     report_evaluation(*result);
-  }
-}
-
-void Trainer::save() {
-  watchdog_->enter(Phase::saving, state_.step);
-  const double began = monotonic_seconds();
-  state_.norms = bad_steps_.norms();
-  on_first_rank([&] {
-    save_checkpoint(folder() / kCheckpointFolder, state_, checkpoint_tensors());
-    remove_old_checkpoints(folder() / kCheckpointFolder, config_.checkpoint.keep);
-  });
-  saved_step_ = state_.step;
-  save_due_ = false;
-  save_seconds_ = monotonic_seconds() - began;
-  if (bad_steps_.skipped_in_a_row() == 0) {
-    bad_steps_.recovered();
   }
 }
 

@@ -13,7 +13,7 @@
 #include "comm/communicator.h"
 #include "data/loader.h"
 #include "src/train/bad_steps.h"
-#include "src/train/checkpoint.h"
+#include "src/train/checkpoint_writer.h"
 #include "src/train/config.h"
 #include "src/train/evaluate.h"
 #include "src/train/metrics.h"
@@ -70,7 +70,6 @@ class Trainer {
   void after_step(const StepResult& result);
   void roll_back(const StepResult& result);
   void evaluate();
-  void save();
   bool evaluation_is_due() const { return evaluator_ && due(config_.eval.every); }
 
   // trainer_report.cpp
@@ -87,6 +86,9 @@ class Trainer {
   bool leads() const { return communicator_.rank() == 0; }
   std::filesystem::path folder() const { return config_.run.folder; }
   std::vector<NamedTensor> checkpoint_tensors() const;
+  /// What this rank saves.
+  std::vector<StateSlice> checkpoint_slices() const;
+  void open_checkpoints();
   /// Runs `body` on rank 0; when it throws there, every rank throws.
   template <class Body>
   void on_first_rank(const Body& body);
@@ -100,6 +102,7 @@ class Trainer {
   std::unique_ptr<ChunkingStrategy> chunking_;
   std::unique_ptr<ModelPrograms> programs_;
   std::unique_ptr<Loader> loader_;
+  std::unique_ptr<CheckpointWriter> checkpoints_;
   TrainingState state_;
   double peak_flops_ = 0;
   std::unique_ptr<MetricsLog> metrics_;
@@ -111,12 +114,12 @@ class Trainer {
   SlowRanks slow_ranks_;
   std::optional<StopRequest> stop_;  ///< all ranks have agreed on it
   RankNews news_;                    ///< told with the next step
-  double norm_limit_ = 0, save_seconds_ = 0;
+  double norm_limit_ = 0;
   std::int64_t steps_here_ = 0;  ///< of this process
   bool data_stuck_ = false, save_due_ = false;
   double step_began_ = 0, window_seconds_ = 0;  ///< seconds of steps since the last logged one
   std::int64_t window_steps_ = 0;
-  std::int64_t evaluated_step_ = -1, saved_step_ = -1;
+  std::int64_t evaluated_step_ = -1;
   std::unique_ptr<Watchdog> watchdog_;  ///< last, so that it goes first
 };
 

@@ -86,6 +86,7 @@ void Trainer::log(const StepResult& result) {
                          .share_of_peak = flops / peak_flops_,
                          .seconds = state_.seconds};
     record.lr = result.learning_rate;
+    record.more.emplace_back("checkpoint_stall_seconds", checkpoints_->stall_seconds());
     record.more.emplace_back("loader_wait_seconds", loader_ ? loader_->wait_seconds() : 0.0);
     if (result.skipped) {
       report_skipped(result, record);
@@ -173,13 +174,14 @@ void Trainer::report_evaluation(const EvaluationResult& result) {
 
 void Trainer::report_end() {
   if (stop_ && !complete()) {
-    if (saved_step_ >= 0) {
+    const bool saved = checkpoints_ && checkpoints_->saved_step() >= 0;
+    if (saved) {
       remember({{"event", "stop"}, {"reason", describe(*stop_)}});
     }
     const std::string asked = concat(describe(*stop_), stop_->reason == kTimeIsUp ? "" : watchdog_->on_host(stop_->rank));
-    say(saved_step_ < 0 ? concat(asked, ": stopped while starting; nothing had to be saved, run the same command again")
-                        : concat(asked, ": stopped after step ", format_integer(state_.step),
-                                 "; everything is saved, run the same command to go on"));
+    say(!saved ? concat(asked, ": stopped while starting; nothing had to be saved, run the same command again")
+               : concat(asked, ": stopped after step ", format_integer(state_.step),
+                        "; everything is saved, run the same command to go on"));
   }
   if (leads() && progress_) {
     progress_->finish();

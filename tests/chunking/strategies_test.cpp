@@ -76,6 +76,23 @@ TEST(Strategies, SayWhatTheyDependOn) {
   }
 }
 
+TEST(Strategies, KnowHowLongAChunkMayBe) {
+  for (const char* name : {"uniform", "cyclic", "none", "random"}) {
+    const auto strategy = make_chunking(name, 4);
+    for (std::int64_t n = 1; n < 40; ++n) {
+      for (std::int64_t layer = 0; layer < 6; ++layer) {
+        std::vector<std::int32_t> ends;
+        strategy->ends({.length = n, .layer = layer}, ends);
+        std::int32_t before = -1;
+        for (const std::int32_t end : ends) {
+          EXPECT_LE(end - before, strategy->longest_chunk(n)) << name << ", n = " << n;
+          before = end;
+        }
+      }
+    }
+  }
+}
+
 TEST(Strategies, AppendToWhatIsThere) {
   for (const char* name : {"uniform", "cyclic", "none", "random"}) {
     const auto strategy = make_chunking(name, 4);

@@ -226,6 +226,7 @@ TEST(CausalTables, SeeEveryEarlierTokenOfTheDocumentOrAWindow) {
             }
           }
           ASSERT_EQ(seen(owned.table, t), expected) << "row " << t << ", window " << window;
+          ASSERT_EQ(owned.table.starts[static_cast<std::size_t>(t)], document_start(layout, t)) << "row " << t;
         }
       }
     }

@@ -4,6 +4,7 @@
 
 #include <cstring>
 #include <functional>
+#include <limits>
 #include <memory>
 #include <string>
 #include <utility>
@@ -20,8 +21,12 @@ class FakeDevice final : public DeviceRuntime {
 
   std::string description() const override { return "fake device"; }
   void* stream() override { return this; }
-  std::byte* allocate(std::size_t bytes, const std::string&) override {
+  std::byte* allocate(std::size_t bytes, const std::string& purpose) override {
+    if (device_bytes + bytes > limit) {
+      throw OutOfMemory("fake memory", purpose, bytes, limit - device_bytes, limit);
+    }
     ++allocations;
+    device_bytes += bytes;
     return make(bytes);
   }
   void release(std::byte* memory) noexcept override { bury(memory); }
@@ -65,7 +70,13 @@ class FakeDevice final : public DeviceRuntime {
     return std::make_unique<Again>(body);
   }
 
+  void begin_range(const char* name) override { ranges += concat('(', name); }
+  void end_range() override { ranges += ')'; }
+
   int allocations = 0, recordings = 0;
+  std::size_t device_bytes = 0;                                 ///< allocated over its life, host memory not counted
+  std::size_t limit = std::numeric_limits<std::size_t>::max();  ///< of these
+  std::string ranges;  ///< that were begun, each with what was begun and ended inside: "(a(b)(c))"
 
  private:
   struct Block {

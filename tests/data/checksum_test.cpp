@@ -38,6 +38,7 @@ TEST(Crc32c, InstructionAgreesWithTablesAtEveryLengthAndCut) {
     EXPECT_EQ(whole, crc32c_portable(part)) << length;
     const std::size_t cut = part.empty() ? 0 : random.below(part.size());
     EXPECT_EQ(whole, crc32c(part.subspan(cut), crc32c(part.first(cut)))) << length << " cut at " << cut;
+    EXPECT_EQ(whole, crc32c_combine(crc32c(part.first(cut)), crc32c(part.subspan(cut)), part.size() - cut)) << length;
   }
 }
 

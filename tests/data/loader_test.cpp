@@ -6,6 +6,7 @@
 #include <atomic>
 #include <set>
 
+#include "src/core/clock.h"
 #include "tests/data/data_test_support.h"
 
 namespace attamba {
@@ -198,6 +199,21 @@ TEST_F(LoaderTest, ResumesFromOneInteger) {
     EXPECT_EQ(a.tokens, b.tokens);
     EXPECT_EQ(a.document_starts, b.document_starts);
   }
+}
+
+TEST_F(LoaderTest, GoingOnAfterATrillionTokensTakesNoSearch) {
+  const SampleSource source(three());
+  const std::uint64_t samples = 1'000'000'000'000 / static_cast<std::uint64_t>(source.config().n);
+  double fastest = 1;
+  for (int attempt = 0; attempt < 5; ++attempt) {
+    const double began = monotonic_seconds();
+    Loader loader(
+        source, [samples](std::uint64_t k) { return std::vector<std::uint64_t>{samples + k}; }, 1);
+    EXPECT_EQ(loader.next().sample_indices, std::vector<std::uint64_t>{samples});
+    fastest = std::min(fastest, monotonic_seconds() - began);
+  }
+  RecordProperty("seconds", std::to_string(fastest));
+  EXPECT_LT(fastest, 0.010);
 }
 
 TEST_F(LoaderTest, ReadsAheadNoFurtherThanAsked) {

@@ -30,9 +30,6 @@ struct HostTable {
     for (std::int64_t t = 0; t < rows && !layout.documents.empty(); ++t) {
       document_starts.push_back(*(std::upper_bound(layout.documents.begin(), layout.documents.end(), t % layout.n) - 1));
     }
-    for (std::int64_t t = 0; t < rows; ++t) {
-      starts[static_cast<std::size_t>(t)] = static_cast<std::int32_t>(t - t % layout.n);
-    }
     const ChunkTable table{ends, key_begin, key_end, local_begin, starts};
     const BatchLayout batch{.sequences = layout.sequences, .length = layout.n, .document_starts = document_starts, .seed = 5};
     if (layout.strategy.empty()) {
@@ -81,7 +78,9 @@ Case attention(const Layout& layout, std::int64_t heads, std::int64_t kv_heads, 
 // ----------------------------------------------------------------------------------------------------------------- scan
 // float32 arithmetic throughout, except in the fused kernels of bfloat16, whose products take operands rounded to bfloat16:
 // then two roundings of 2^-9 in a row stand between a result and the exact one, and reach the weights' gradients too.
-Case scan(const Layout& layout, const kernels::ScanShape& shape, bool bias, bool fused, bool large = false) {
+Case scan(const Layout& layout, const kernels::ScanShape& widths, bool bias, bool fused, bool large = false) {
+  kernels::ScanShape shape = widths;
+  shape.longest_chunk = layout.strategy.empty() ? 0 : make_chunking(layout.strategy, layout.size)->longest_chunk(layout.n);
   const std::string name = concat("chunk_scan ", layout.name, ", ", layout.sequences, 'x', layout.n, ", ", shape.hidden, '/',
                                   shape.state, "/", shape.heads, '/', shape.groups, '/', shape.conv);
   return {

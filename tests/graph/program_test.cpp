@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "tests/core/fake_device.h"
 #include "tests/graph/toy_ops.h"
 
 namespace attamba::toys {
@@ -41,6 +42,26 @@ TEST(Program, ProgramsOfOneStorageShareLeavesByName) {
   write.run({});
   read.run({});
   EXPECT_THAT(Runnable::values(read.tensor(doubled)), ElementsAre(20, 0));
+}
+
+TEST(Program, ProfilersSeeEachOpUnderItsLayersName) {
+  auto made = std::make_unique<FakeDevice>(FakeDevice::Queue::immediate);
+  const FakeDevice& device = *made;
+  set_runtime(Device::cuda, std::move(made));
+  Tape tape;
+  Value x = tape.input("x", vector_type(2));
+  {
+    const Tape::Scope scope(tape, "layers.3");
+    x = tape.emit_one(std::make_shared<Root>(), {{x}});
+  }
+  tape.mark_output(tape.emit_one(std::make_shared<Root>(), {{x}}));
+  Storage storage;
+  Arena arena;
+  const Plan plan = make_plan(tape);
+  arena.reserve(plan.arena_bytes);
+  Program(tape, plan, storage, arena).run({.device = Device::cuda});
+  EXPECT_EQ(device.ranges, "(layers.3/toy_root)(toy_root)");
+  set_runtime(Device::cuda, nullptr);
 }
 
 TEST(Program, LeavesOfOneNameAgreeBetweenPrograms) {

@@ -9,109 +9,18 @@
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
-#include <regex>
 #include <string>
 #include <thread>
 #include <vector>
 
 #include "src/core/error.h"
-#include "src/core/random.h"
-#include "tests/launch/shell.h"
+#include "tests/launch/training_fixture.h"
 
 namespace attamba {
 namespace {
 
 namespace fs = std::filesystem;
 using testing::HasSubstr;
-
-std::string read_file(const fs::path& path) {
-  std::ifstream in(path);
-  return {std::istreambuf_iterator<char>(in), {}};
-}
-
-/// Every "name": value of a JSON text, as written: equal texts are equal bits.
-std::vector<std::string> fields(const std::string& json, const std::string& name) {
-  std::vector<std::string> values;
-  const std::regex pattern("\"" + name + "\": ?([^,}\\n]+)");
-  for (std::sregex_iterator match(json.begin(), json.end(), pattern), end; match != end; ++match) {
-    values.push_back((*match)[1]);
-  }
-  return values;
-}
-
-/// One small data set for all tests of this program, in a folder that goes when they are done.
-class Training : public testing::Test {
- protected:
-  static void SetUpTestSuite() {
-    std::string pattern = (fs::temp_directory_path() / "attamba-training-XXXXXX").string();
-    ASSERT_NE(mkdtemp(pattern.data()), nullptr);
-    folder_ = pattern;
-    std::ofstream text(folder_ / "text.jsonl");
-    RandomStream random(3);
-    const std::vector<std::string> words{"the",   "river", "ran", "past",   "seven", "old",
-                                         "mills", "and",   "a",   "bridge", "of",    "stone"};
-    for (int document = 0; document < 60; ++document) {
-      text << "{\"text\": \"";
-      for (int i = 0; i < 120; ++i) {
-        text << words[random.below(words.size())] << ' ';
-      }
-      text << "\"}\n";
-    }
-    text.close();
-    const Outcome prepared = shell(concat(ATTAMBA_PROGRAM, " data prepare ", (folder_ / "text.jsonl").string(), " -o ",
-                                          (folder_ / "data").string(), " --vocab-size 300 --valid-fraction 0.1"));
-    ASSERT_EQ(prepared.exit_code, 0) << prepared.output;
-  }
-  static void TearDownTestSuite() { fs::remove_all(folder_); }
-
-  static fs::path run_folder(const std::string& name) { return folder_ / name; }
-
-  static std::string arguments(const std::string& name, const std::string& more) {
-    return concat(
-        " train --model.vocab_size 300 --model.dim 32 --model.n_layers 2 --model.n_heads 2 --model.ffn_dim 48 "
-        "--model.ssm.hidden 16 --model.ssm.state 8 --model.ssm.heads 2 --model.chunking.size 4 --model.chunking.leading_tokens "
-        "3 "
-        "--data.sequence_length 24 --train.steps 6 --optim.warmup 2 --train.micro_batch 1 --train.global_batch 5 "
-        "--train.log_every 1 --eval.every 3 --checkpoint.every 3 --checkpoint.keep 0 --data.train ",
-        (folder_ / "data/train").string(), " --data.valid ", (folder_ / "data/valid").string(), " --run.folder ",
-        run_folder(name).string(), ' ', more);
-  }
-
-  /// Trains into a folder of that name on `ranks` ranks of one thread.
-  static Outcome train(const std::string& name, int ranks, const std::string& more = "", const std::string& environment = "") {
-    const std::string one = concat("env OMP_NUM_THREADS=1 ", environment, ' ', ATTAMBA_PROGRAM);
-    const std::string many = concat(
-        "env OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive OMPI_ALLOW_RUN_AS_ROOT=1 "
-        "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMPI_MCA_rmaps_base_oversubscribe=1 mpirun --bind-to none -np ",
-        ranks, " " ATTAMBA_PROGRAM);
-    return shell((ranks == 1 ? one : many) + arguments(name, more));
-  }
-  static void train_well(const std::string& name, int ranks, const std::string& more = "",
-                         const std::string& environment = "") {
-    const Outcome outcome = train(name, ranks, more, environment);
-    ASSERT_EQ(outcome.exit_code, 0) << outcome.output;
-  }
-
-  static std::vector<std::string> losses(const std::string& name) {
-    return fields(read_file(run_folder(name) / "metrics.jsonl"), "loss");
-  }
-  static std::vector<std::string> evaluations(const std::string& name) {
-    return fields(read_file(run_folder(name) / "metrics.jsonl"), "eval_loss");
-  }
-  /// Checksum of the weights and moments after the last step.
-  static std::string final_state(const std::string& name, const std::string& step = "000000006") {
-    const auto sums = fields(read_file(run_folder(name) / "checkpoints" / ("step-" + step) / "manifest.json"), "tensor_crc32c");
-    return sums.size() == 1 ? sums[0] : "no checkpoint in " + name;
-  }
-  static void expect_same_run(const std::string& a, const std::string& b) {
-    EXPECT_EQ(losses(a).size(), 6u);
-    EXPECT_EQ(losses(a), losses(b)) << a << " and " << b;
-    EXPECT_EQ(evaluations(a), evaluations(b)) << a << " and " << b;
-    EXPECT_EQ(final_state(a), final_state(b)) << a << " and " << b;
-  }
-
-  static inline fs::path folder_;
-};
 
 TEST_F(Training, DeterministicRunsDoNotDependOnTheNumberOfRanks) {
   for (const int ranks : {1, 2, 3, 4}) {
@@ -173,18 +82,18 @@ TEST_F(Training, ARunThatLostItsLastStepsRepeatsThemBitForBit) {
     train_well("resumed_" + dtype, 1, more);
     // As after a kill behind step 3: the newest checkpoint is gone, metrics go on further, a save was cut off.
     fs::remove_all(run_folder("resumed_" + dtype) / "checkpoints/step-000000006");
-    fs::create_directories(run_folder("resumed_" + dtype) / "checkpoints/step-000000006.unfinished");
+    fs::create_directories(run_folder("resumed_" + dtype) / "checkpoints/step-000000006.tmp-1-2");
     std::ofstream(run_folder("resumed_" + dtype) / "metrics.jsonl", std::ios::app) << "{\"step\": 7, \"lo";
     train_well("resumed_" + dtype, 1, more);
     expect_same_run("whole_" + dtype, "resumed_" + dtype);
-    EXPECT_FALSE(fs::exists(run_folder("resumed_" + dtype) / "checkpoints/step-000000006.unfinished"));
+    EXPECT_FALSE(fs::exists(run_folder("resumed_" + dtype) / "checkpoints/step-000000006.tmp-1-2"));
   }
 }
 
 TEST_F(Training, ADamagedCheckpointIsPassedOver) {
   train_well("damaged", 1);
   const std::string state = final_state("damaged");
-  const fs::path file = run_folder("damaged") / "checkpoints/step-000000006/tensors.h5";
+  const fs::path file = run_folder("damaged") / "checkpoints/step-000000006/rank-00000.h5";
   std::fstream bytes(file, std::ios::in | std::ios::out | std::ios::binary);
   bytes.seekg(static_cast<std::streamoff>(fs::file_size(file) / 2));
   const int byte = bytes.get();
@@ -194,14 +103,14 @@ TEST_F(Training, ADamagedCheckpointIsPassedOver) {
   const Outcome outcome = train("damaged", 1);
   EXPECT_EQ(outcome.exit_code, 0) << outcome.output;
   EXPECT_THAT(outcome.output, HasSubstr("damaged checkpoint"));
-  EXPECT_THAT(outcome.output, HasSubstr("tensors.h5"));
+  EXPECT_THAT(outcome.output, HasSubstr("rank-00000.h5"));
   EXPECT_EQ(final_state("damaged"), state);
 }
 
 TEST_F(Training, OnlyDamagedCheckpointsAreNeverAFreshStart) {
   train_well("ruined", 1);
   for (const char* step : {"step-000000003", "step-000000006"}) {
-    fs::resize_file(run_folder("ruined") / "checkpoints" / step / "tensors.h5", 100);
+    fs::resize_file(run_folder("ruined") / "checkpoints" / step / "rank-00000.h5", 100);
   }
   const Outcome outcome = train("ruined", 1);
   EXPECT_EQ(outcome.exit_code, 1) << outcome.output;
@@ -249,6 +158,18 @@ TEST_F(Training, AFolderThatHoldsAnotherRunIsRefused) {
   EXPECT_EQ(foreign.exit_code, 2);
   EXPECT_THAT(foreign.output, HasSubstr("not a run's folder"));
   EXPECT_EQ(read_file(run_folder("foreign") / "thesis.txt"), "precious");
+}
+
+TEST_F(Training, AStartThatWasCutOffWhileItClaimedItsFolderIsNoObstacle) {
+  fs::create_directories(run_folder("cut_off"));
+  std::ofstream(run_folder("cut_off") / "config.toml.tmp") << "[mod";
+  train_well("cut_off", 1);
+  fs::remove_all(run_folder("cut_off") / "checkpoints");
+  for (const char* later : {"run.json", "tokenizer.model", "metrics.jsonl"}) {
+    fs::remove(run_folder("cut_off") / later);
+  }
+  train_well("cut_off", 1);
+  EXPECT_TRUE(fs::exists(run_folder("cut_off") / "tokenizer.model"));
 }
 
 TEST_F(Training, ExplicitChunkEndsTrainEvaluateAndStayWithTheRun) {

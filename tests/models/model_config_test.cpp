@@ -192,10 +192,6 @@ INSTANTIATE_TEST_SUITE_P(
                    "not implemented"},
         Impossible{"ends_of_nobody", [](C& c) { c.chunking.ends_file = "ends.txt"; }, "model.chunking.ends_file = ends.txt",
                    "\"cyclic\""},
-        Impossible{"not_yet_mamba", [](C& c) { c.kind = "mamba"; }, "model.kind = \"mamba\"", "attamba, transformer"},
-        Impossible{"not_yet_mingru", [](C& c) { make_recurrent(c, "mingru", 8); }, "model.kind = \"mingru\"",
-                   "attamba, transformer"},
-        Impossible{"not_yet_hawk", [](C& c) { make_recurrent(c, "hawk", 8); }, "model.kind = \"hawk\"", "attamba, transformer"},
         Impossible{"semantics", [](C& c) { c.semantics = "papre"; }, "model.semantics = \"papre\"", "did you mean \"paper\"?"},
         Impossible{"released", [](C& c) { c.semantics = "released"; }, "model.semantics = \"released\"", "use \"paper\""}),
     name_of_case);
@@ -240,6 +236,12 @@ INSTANTIATE_TEST_SUITE_P(
         Impossible{"sliding_window", [](C& c) { make_transformer(c, 0), c.sliding_window = -1; }, "model.sliding_window = -1",
                    "use 0"},
         Impossible{"mingru_hidden", [](C& c) { make_recurrent(c, "mingru", 0); }, "model.hidden = 0", "1280"},
+        Impossible{"mingru_conv",
+                   [](C& c) {
+                     make_recurrent(c, "mingru", 8);
+                     c.conv = 9;
+                   },
+                   "model.conv = 9", "the paper uses 4"},
         Impossible{"hawk_hidden", [](C& c) { make_recurrent(c, "hawk", 0); }, "model.hidden = 0", "768"},
         Impossible{"hawk_heads", [](C& c) { make_recurrent(c, "hawk", 700); }, "model.hidden = 700", "try 696 or 704"}),
     name_of_case);

@@ -233,6 +233,39 @@ void add_scan_rows(std::vector<OpRow>& rows) {
   add("whole_sequence", causal(0), {.hidden = 8, .state = 5, .heads = 2, .groups = 1, .conv = 4}, false);
 }
 
+void add_recurrence_rows(std::vector<OpRow>& rows) {
+  for (const std::int64_t taps : {1, 4}) {
+    rows.push_back({.name = concat("causal_conv_silu_of_", taps, "_taps"), .op = "causal_conv_silu", .declare = [=](OpCase& c) {
+                      return std::vector{ops::causal_conv_silu(c.tape, c.input("x", {2 * kLength, 6}),
+                                                               c.vector("w", {6, taps}, 0.2, 0.5),
+                                                               c.integers("starts", packed(1).starts))};
+                    }});
+  }
+  using kernels::RecurrenceForm;
+  const auto add = [&](const std::string& name, const Table& table, RecurrenceForm form) {
+    rows.push_back({.name = "linear_recurrence_" + name,
+                    .op = "linear_recurrence",
+                    .declare =
+                        [=](OpCase& c) {
+                          const Shape shape{2 * kLength, 6};
+                          ops::RecurrenceGates gates{.a = c.input("a", shape, form == RecurrenceForm::plain ? 0.5 : 1.0),
+                                                     .b = c.input("b", shape)};
+                          if (form == RecurrenceForm::rg_lru) {
+                            gates.u = c.input("u", shape);
+                            gates.rate = c.vector("rate", {3}, -0.05, 0.5);
+                          }
+                          return std::vector{
+                              ops::linear_recurrence(c.tape, gates, c.integers("starts", table.starts), form, kLength)};
+                        },
+                    .roundings = 4});
+  };
+  for (const auto& [name, form] :
+       {std::pair{"plain", RecurrenceForm::plain}, {"min_gru", RecurrenceForm::min_gru}, {"rg_lru", RecurrenceForm::rg_lru}}) {
+    add(name + std::string("_whole_sequence"), causal(0), form);
+    add(name + std::string("_packed"), packed(1), form);
+  }
+}
+
 void add_vocabulary_rows(std::vector<OpRow>& rows) {
   rows.push_back(
       {.name = "embedding", .op = "embedding", .declare = [](OpCase& c) {
@@ -268,6 +301,7 @@ const std::vector<OpRow>& op_rows() {
     add_pointwise_rows(rows);
     add_attention_rows(rows);
     add_scan_rows(rows);
+    add_recurrence_rows(rows);
     add_vocabulary_rows(rows);
     return rows;
   }();

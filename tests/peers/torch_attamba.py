@@ -20,9 +20,12 @@ import statistics
 import sys
 import time
 
-import torch
-import torch.nn.functional as F
-from torch import nn
+try:
+    import torch
+    import torch.nn.functional as F
+    from torch import nn
+except ImportError as missing:
+    sys.exit(f"{sys.argv[0]}: needs PyTorch 2.5 or newer ({missing}): pip install torch, or name a Python that has it")
 
 PAPER = dict(vocab_size=32000, dim=512, n_layers=8, n_heads=8, n_kv_heads=8, head_dim=64, ffn_dim=1536, norm_eps=1e-5,
              rope_theta=10000.0, tie_embeddings=False, kv_proj=False, attn_dim=512, sliding_window=0,

@@ -11,7 +11,7 @@ class BadStepsOfARun : public Reliability {
  protected:
   static std::string state_of(const std::string& name, std::int64_t step) {
     const auto manifest = nlohmann::json::parse(read_file(checkpoint(name, step) / "manifest.json"));
-    return manifest.at("tensor_crc32c").dump();
+    return manifest.at("state_crc32c").dump();
   }
 };
 

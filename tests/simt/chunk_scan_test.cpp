@@ -293,13 +293,22 @@ INSTANTIATE_TEST_SUITE_P(
 /// last one each (X, B, C; M; out itself), five to the gradients (X, B, C; dY; M or the scores' gradient; the gradient after
 /// the convolution; the result), and sums of many terms average them.
 class ChunkScanFused : public testing::TestWithParam<Case> {};
+constexpr std::int64_t kLongestWalk = 192;  ///< rows of chunks that a block walks alone
 
 TEST_P(ChunkScanFused, AgreesWithTheCpu) {
-  const Problem p = problem_of(GetParam());
+  Problem p = problem_of(GetParam());
   const Result expected = run<double>(scans_of_cpu(), Device::cpu, p, true);
+  if (p.n > kLongestWalk) {  // walks are shared out, unless chunks are said to be short
+    reset_counters();
+    expect_close(p, run_cuda<bfloat16>(p), expected, {3 * 0x1p-9, 5 * 0x1p-9, 5 * 0x1p-9});
+    EXPECT_EQ(counters("chunk_scan: pass").launches, 2);  // the backward pass makes states again
+    EXPECT_EQ(counters("chunk_scan_backward: pass").launches, 1);
+    p.shape.longest_chunk = 1;
+  }
   reset_counters();
   const Result got = run_cuda<bfloat16>(p);
   expect_close(p, got, expected, {3 * 0x1p-9, 5 * 0x1p-9, 5 * 0x1p-9});
+  EXPECT_EQ(counters("chunk_scan: pass").launches, 0);
   EXPECT_EQ(counters("chunk_scan").launches, 1);
   EXPECT_EQ(counters("chunk_scan_backward").launches, 1);
   EXPECT_EQ(total_counters().matrix_load_conflicts, 0);
@@ -313,7 +322,10 @@ INSTANTIATE_TEST_SUITE_P(
                     Case{"chunks49", kPaperGroups, 1, 140, {49}, 0, true}, Case{"random", kPaper, 2, 130, {}, 0, true},
                     Case{"mixed", kPaper, 2, 200, {1, 70, 3, 2, 129, 33, 31}}, Case{"whole", kPaper, 2, 130, {130}, 0, true},
                     Case{"lastPieceOfOneRow", kPaper, 1, 97, {97}}, Case{"large", kPaperLarge, 1, 70, {8}, 3, true},
-                    Case{"largeLong", kPaperLarge, 1, 150, {20, 130}}, Case{"oneToken", kPaper, 1, 1, {1}, 0, true}),
+                    Case{"largeLong", kPaperLarge, 1, 150, {20, 130}}, Case{"oneToken", kPaper, 1, 1, {1}, 0, true},
+                    Case{"wholeSharedOut", kPaperGroups, 2, 250, {250}, 0, true},
+                    Case{"largeSharedOut", kPaperLarge, 1, 200, {3, 197}},
+                    Case{"mixedSharedOut", kPaper, 2, 400, {1, 2, 145, 30, 1, 97, 48, 33, 40}, 17, true}),
     kNameOfCase);
 
 template <class T>
@@ -331,10 +343,12 @@ void expect_same_for_seeds(const Problem& p) {
 TEST(ChunkScanCuda, ResultsDoNotDependOnTheOrderOfWarpsAndBlocks) {
   expect_same_for_seeds<float>(problem_of({"", kGroups, 1, 130, {100, 5}, 0, true}));
   expect_same_for_seeds<bfloat16>(problem_of({"", kPaper, 1, 180, {110, 5, 9}, 0, true}));
+  expect_same_for_seeds<bfloat16>(problem_of({"", kPaper, 1, 240, {230, 10}, 0, true}));
 }
 
 TEST(ChunkScanCuda, RangesAreSharedOutToAtMost512Blocks) {
-  const Problem p = problem_of({"", kPaper, 1, 512 * 32 + 70, {8}, 3, false});
+  Problem p = problem_of({"", kPaper, 1, 512 * 32 + 70, {8}, 3, false});
+  p.shape.longest_chunk = 8;
   const Result whole = run_cuda<bfloat16>(p, 0, false);
   Problem last = p;  // the last rows alone
   const std::int64_t first = 512 * 32 + 3, rows = p.rows - first;
@@ -350,7 +364,8 @@ TEST(ChunkScanCuda, RangesAreSharedOutToAtMost512Blocks) {
 /// zxbcdt, dout and dzxbcdt.
 TEST(ChunkScanCuda, FusedKernelsMoveLittleMoreThanTheirInputsAndOutputs) {
   for (const std::int64_t first : {0, 3}) {
-    const Problem p = problem_of({"", kPaper, 1, 1024, {8}, first, false});
+    Problem p = problem_of({"", kPaper, 1, 1024, {8}, first, false});
+    p.shape.longest_chunk = 8;
     reset_counters();
     run_cuda<bfloat16>(p);
     const auto per_token = [&](const char* kernel) {

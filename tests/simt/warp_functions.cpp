@@ -227,6 +227,9 @@ float exp(float x) {
 float log(float x) {
   return std::log(x);
 }
+float expm1(float x) {
+  return std::expm1(x);
+}
 float log1p(float x) {
   return std::log1p(x);
 }

@@ -29,7 +29,7 @@ find launch src data kernels comm -name '*.h' -o -name '*.cuh' -o -name '*.cpp' 
   FNR == 1 { own = folder_of(FILENAME) }
   /^[ \t]*#[ \t]*include[ \t]*"/ {
     split($0, parts, "\"")
-    if (parts[2] == "version.inc") next  # generated
+    if (parts[2] ~ /^(version|train_sbatch)\.inc$/) next  # generated
     other = folder_of(parts[2])
     if (other == "") {
       complain("\"" parts[2] "\" is not written from the top folder, like \"src/core/error.h\"")

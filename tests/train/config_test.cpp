@@ -88,7 +88,7 @@ Config everything_changed() {
              .watch = "layers.0.*",
              .compare_cpu = true};
   c.eval = {.every = 11, .windows = 12};
-  c.checkpoint = {.every = 13, .keep = 14};
+  c.checkpoint = {.every = 13, .background = false, .keep = 14, .keep_every = 26, .keep_best = true};
   c.run = {.folder = "runs/x", .resume = "never"};
   return c;
 }
@@ -315,6 +315,9 @@ TEST(ValidateConfig, NamesKeyValueAndAdvice) {
       {"eval.windows", "-1", "eval.windows = -1", "use 0"},
       {"checkpoint.every", "-1", "checkpoint.every = -1", "use 0"},
       {"checkpoint.keep", "-1", "checkpoint.keep = -1", "use 0"},
+      {"checkpoint.keep_every", "-1", "checkpoint.keep_every = -1", "use 0"},
+      {"checkpoint.keep_every", "7500", "checkpoint.keep_every = 7500", "multiple of checkpoint.every = 5000"},
+      {"checkpoint.keep_best", "true", "checkpoint.keep_best = true", "data.valid"},
       {"run.resume", "always", "run.resume = \"always\"", "Known: auto, never"},
   };
   for (const BadRun& bad : cases) {

@@ -1,0 +1,147 @@
+// Walks of chunk_scan_fused.h that are shared out: what each tile adds to the state, the sum along each chunk in both
+// directions, and the convolution's gradient where it crosses from tile to tile.
+#include "kernels/cuda/chunk_scan_fused_mix.h"
+#include "kernels/cuda/launch_kernel.h"
+
+namespace attamba::kernels::cuda::scan {
+namespace {
+
+using namespace device;
+
+/// What the tile adds to the state at its end, where a chunk leaves it, into the next tile's slot.
+template <int kState>
+ATTAMBA_DEVICE void tile_state(const Sizes& s, const Inputs<bf16>& in, const Shared& shared, int begin, int limit,
+                               float* states, float* kept) {
+  const Tile tile = cut_tile(s, in, begin, limit, shared.starts);
+  const int leaving = tile.last ? kRows : leaving_chunk(s, in, tile), slot = slot_of(begin) + 1;
+  sync_block();
+  if (leaving < kRows) {
+    convolve_tile(s, in, tile, shared);
+    load_steps(s, in, tile, shared);
+    sync_block();
+    pass_state<kFusedHead, kState>(s, shared, leaving, nullptr, states + static_cast<std::int64_t>(slot) * s.state_size());
+    for (int head = thread_index(); head < s.heads; head += kFusedThreads) {
+      store(kept + slot * s.heads + head, leaving < 0 ? exp2_fast(load(shared.decay + head * kRows + kRows - 1)) : 0.0f);
+    }
+  }
+  sync_block();
+}
+
+template <int kState, int kGroups>
+ATTAMBA_KERNEL(kFusedThreads, 2)
+chunk_scan_states_kernel(Sizes given, Inputs<bf16> in, float* states, float* kept) {
+  const Sizes s = fixed_sizes<kState, kGroups>(given);
+  SharedMemory memory;
+  Shared shared;
+  shared.take(s, memory);
+  load_weights(s, in, shared);
+  for (int range = block_x(); range * kRange < s.rows; range += grid_x()) {
+    const int begin = first_chunk(s, in, range), other = shared_tile(s, in, range);
+    if (begin >= 0) {
+      tile_state<kState>(s, in, shared, begin, (range + 1) * kRange, states, kept);
+    }
+    if (other >= 0) {
+      tile_state<kState>(s, in, shared, other, other, states, kept);
+    }
+  }
+}
+
+constexpr int kPassThreads = 256, kPassElements = 4, kPassBatch = 8;
+
+/// A block owns kPassThreads * kPassElements elements of the states of one range's walk: value_i += kept * value_{i - 1} from
+/// tile to tile, or, backwards, kept * value_{i + 1}, several tiles' values being read at once. `kept` of a slot belongs to the
+/// step into it from the tile before.
+ATTAMBA_KERNEL(kPassThreads, 2)
+chunk_scan_pass_kernel(Sizes s, Inputs<bf16> in, float* values, const float* kept, int pieces, bool backwards) {
+  const int range = block_x() / pieces, begin = first_chunk(s, in, range), limit = (range + 1) * kRange;
+  const int element = (block_x() % pieces * kPassThreads + thread_index()) * kPassElements;
+  if (begin < 0 || element >= s.state_size()) {
+    return;
+  }
+  int tiles = 0, most = (s.rows - 1 - begin) / kRows;  // after the first one
+  while (tiles < most) {
+    const int middle = tiles + (most - tiles + 1) / 2;
+    if (chunk_start(s, in, begin + middle * kRows) < limit) {
+      tiles = middle;
+    } else {
+      most = middle - 1;
+    }
+  }
+  const int head = element / (s.state_size() / s.heads), slot = slot_of(begin) + 1;
+  float carry[kPassElements] = {};
+  for (int first = 0; first < tiles; first += kPassBatch) {
+    Pack<float> pack[kPassBatch];
+    float decay[kPassBatch];
+#pragma unroll
+    for (int i = 0; i < kPassBatch; ++i) {
+      if (first + i < tiles) {
+        const int at = slot + (backwards ? tiles - 1 - first - i : first + i);
+        pack[i] = Pack<float>::read(values + static_cast<std::int64_t>(at) * s.state_size() + element);
+        const bool chained = first + i > 0;  // the first one takes over nothing
+        decay[i] = chained ? load(kept + (backwards ? at + 1 : at) * s.heads + head) : 0.0f;
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < kPassBatch; ++i) {
+      if (first + i < tiles) {
+        const int at = slot + (backwards ? tiles - 1 - first - i : first + i);
+#pragma unroll
+        for (int e = 0; e < kPassElements; ++e) {
+          carry[e] = pack[i].value[e] + decay[i] * carry[e];
+          pack[i].value[e] = carry[e];
+        }
+        pack[i].write(values + static_cast<std::int64_t>(at) * s.state_size() + element);
+      }
+    }
+  }
+}
+
+void pass(const Launch& launch, const Sizes& s, const Inputs<bf16>& in, float* values, float* kept, bool backwards) {
+  constexpr int kPiece = kPassThreads * kPassElements;
+  const int pieces = (s.state_size() + kPiece - 1) / kPiece, ranges = (s.rows + kRange - 1) / kRange;
+  launch_kernel(backwards ? "chunk_scan_backward: pass" : "chunk_scan: pass", chunk_scan_pass_kernel, launch,
+                {.x = static_cast<std::int64_t>(ranges) * pieces, .threads = kPassThreads}, s, in, values, kept, pieces,
+                backwards);
+}
+
+/// A block owns the rows before one range's shared tile.
+ATTAMBA_KERNEL(kPassThreads, 4)
+chunk_scan_edges_kernel(Sizes s, Inputs<bf16> in, const float* rests, const float* edges, bf16* dzxbcdt) {
+  const int begin = shared_tile(s, in, block_x());
+  if (begin < 0) {
+    return;
+  }
+  const int chunk = chunk_start(s, in, begin);
+  const std::int64_t slot = static_cast<std::int64_t>(slot_of(begin)) * kEdge * s.channels;
+  for (int i = thread_index(); i < kEdge * s.channels; i += kPassThreads) {
+    const int row = i / s.channels, channel = i % s.channels, t = begin - kEdge + row;
+    float sum = load(rests + slot + i);
+    for (int j = kEdge - row; j <= kEdge && t >= chunk; ++j) {  // row t + j lies j + row - kEdge rows into the tile
+      sum += load(in.conv + channel * kFusedTaps + kFusedTaps - 1 - j) *
+             load(edges + slot + (j + row - kEdge) * s.channels + channel);
+    }
+    store(dzxbcdt + static_cast<std::int64_t>(t) * s.projection + s.hidden + channel, to_bf16(sum));
+  }
+}
+
+}  // namespace
+
+void long_states(const Launch& launch, const Sizes& s, const Inputs<bf16>& in, float* states, float* kept) {
+  const Grid grid{.x = fused_blocks(s.rows), .threads = kFusedThreads, .shared_bytes = Shared::bytes(s)};
+  dispatch_fused(s, [&]<int kState, int kGroups>() {
+    launch_kernel("chunk_scan: states", chunk_scan_states_kernel<kState, kGroups>, launch, grid, s, in, states, kept);
+  });
+  pass(launch, s, in, states, kept, false);
+}
+
+void pass_gradients(const Launch& launch, const Sizes& s, const Inputs<bf16>& in, float* gradients, float* kept) {
+  pass(launch, s, in, gradients, kept, true);
+}
+
+void join_edges(const Launch& launch, const Sizes& s, const Inputs<bf16>& in, const float* rests, const float* edges,
+                bf16* dzxbcdt) {
+  launch_kernel("chunk_scan_backward: edges", chunk_scan_edges_kernel, launch,
+                {.x = (s.rows + kRange - 1) / kRange, .threads = kPassThreads}, s, in, rests, edges, dzxbcdt);
+}
+
+}  // namespace attamba::kernels::cuda::scan

@@ -1,0 +1,194 @@
+#include "tests/faults/training.h"
+
+#include <algorithm>
+#include <fstream>
+#include <memory>
+#include <regex>
+
+#include "src/core/error.h"
+#include "src/core/random.h"
+
+namespace attamba::faults {
+
+namespace fs = std::filesystem;
+
+namespace {
+
+/// Ranks that find each other over TCP. Nobody ends the others when one is gone: they have to notice.
+constexpr const char* kStartRanks = R"(
+ranks=$1 pids=() worst=0; shift
+for ((rank = 0; rank < ranks; rank++)); do ATTAMBA_RANK=$rank "$@" & pids+=($!); done
+for pid in "${pids[@]}"; do wait "$pid"; code=$?; ((code <= worst)) || worst=$code; done
+exit $worst)";
+
+const std::vector<std::string> kModel{"train",
+                                      "--model.vocab_size=300",
+                                      "--model.dim=32",
+                                      "--model.n_layers=2",
+                                      "--model.n_heads=2",
+                                      "--model.ffn_dim=48",
+                                      "--model.ssm.hidden=16",
+                                      "--model.ssm.state=8",
+                                      "--model.ssm.heads=2",
+                                      "--model.chunking.size=4",
+                                      "--model.chunking.leading_tokens=3",
+                                      "--data.sequence_length=24",
+                                      "--optim.warmup=2",
+                                      "--train.micro_batch=1",
+                                      "--train.global_batch=5",
+                                      "--train.deterministic=true",
+                                      "--train.log_every=1",
+                                      "--eval.every=12"};
+
+}  // namespace
+
+std::string read_text(const fs::path& path) {
+  std::ifstream in(path, std::ios::binary);
+  return {std::istreambuf_iterator<char>(in), {}};
+}
+
+void prepare_data(const Laboratory& laboratory, const fs::path& folder) {
+  std::ofstream text(folder / "text.jsonl");
+  RandomStream random(3);
+  const std::vector<std::string> words{"the",   "river", "ran", "past",   "seven", "old",
+                                       "mills", "and",   "a",   "bridge", "of",    "stone"};
+  for (int document = 0; document < 60; ++document) {
+    text << "{\"text\": \"";
+    for (int i = 0; i < 120; ++i) {
+      text << words[random.below(words.size())] << ' ';
+    }
+    text << "\"}\n";
+  }
+  text.close();
+  Session session({laboratory.program, "data", "prepare", folder / "text.jsonl", "-o", laboratory.data, "--vocab-size", "300",
+                   "--valid-fraction", "0.1"},
+                  {}, folder / "prepare.log");
+  std::optional<int> code;
+  while (!(code = session.exit_code())) {
+    usleep(10000);
+  }
+  require(*code == 0, "attamba data prepare failed: ", read_text(folder / "prepare.log"));
+}
+
+Training::Training(const Laboratory& laboratory, const fs::path& folder) : laboratory_(laboratory), folder_(folder) {
+  fs::create_directories(folder_ / "shared");
+  fs::create_directories(folder_ / "tmp");
+}
+
+std::vector<std::string> Training::command(const Start& start) const {
+  std::vector<std::string> words;
+  const std::string ranks = std::to_string(start.ranks);
+  if (start.transport == Transport::mpi) {
+    words = {"mpirun", "-np", ranks};
+  } else if (start.transport == Transport::tcp) {
+    words = {"bash", "-c", kStartRanks, "start_ranks", ranks};
+  }
+  words.push_back(laboratory_.program);
+  words.insert(words.end(), kModel.begin(), kModel.end());
+  for (const std::string& more :
+       {concat("--train.steps=", Laboratory::kSteps), concat("--checkpoint.every=", Laboratory::kEvery),
+        concat("--checkpoint.keep=", Laboratory::kKeep), concat("--data.train=", (laboratory_.data / "train").string()),
+        concat("--data.valid=", (laboratory_.data / "valid").string()), concat("--run.folder=", run().string())}) {
+    words.push_back(more);
+  }
+  return words;
+}
+
+std::unique_ptr<Session> Training::start(const Start& start) {
+  Environment more{{"OMP_NUM_THREADS", "1"}, {"OMP_WAIT_POLICY", "passive"}, {"TMPDIR", folder_ / "tmp"}};
+  if (start.transport == Transport::mpi) {
+    const Environment mpi{{"OMPI_ALLOW_RUN_AS_ROOT", "1"},
+                          {"OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1"},
+                          {"OMPI_MCA_rmaps_base_oversubscribe", "1"},
+                          {"OMPI_MCA_hwloc_base_binding_policy", "none"},
+                          {"OMPI_MCA_mpi_yield_when_idle", "1"},
+                          {"OMPI_MCA_odls_base_sigkill_timeout", "0"},
+                          {"OMPI_MCA_btl_vader_backing_directory", folder_ / "shared"}};
+    more.insert(more.end(), mpi.begin(), mpi.end());
+  } else if (start.transport == Transport::tcp) {
+    const Environment tcp{{"ATTAMBA_RANKS", std::to_string(start.ranks)},
+                          {"ATTAMBA_RENDEZVOUS", concat("file:", (folder_ / "rendezvous").string())},
+                          {"ATTAMBA_INTERFACE", "lo"},
+                          {"ATTAMBA_CONNECT_TIMEOUT", "20"}};
+    more.insert(more.end(), tcp.begin(), tcp.end());
+  }
+  if (!start.faults.empty()) {
+    more.emplace_back("LD_PRELOAD", laboratory_.preload);
+    more.emplace_back("ATTAMBA_FAULT_FOLDER", run());
+    more.insert(more.end(), start.faults.begin(), start.faults.end());
+  }
+  return std::make_unique<Session>(command(start), more, folder_ / concat("log-", ++starts_));
+}
+
+std::string Training::log() const {
+  return read_text(folder_ / concat("log-", starts_));
+}
+
+std::optional<std::int64_t> Training::resumed_after() const {
+  std::smatch match;
+  const std::string text = log();
+  return std::regex_search(text, match, std::regex("resuming after step ([0-9]+)")) ? std::optional(std::stoll(match[1]))
+                                                                                    : std::nullopt;
+}
+
+std::int64_t Training::logged_step() const {
+  std::ifstream in(run() / "metrics.jsonl");
+  std::int64_t step = 0;
+  std::smatch match;
+  const std::regex pattern("^\\{\"step\":([0-9]+),.*\\}$");
+  for (std::string line; std::getline(in, line) && !in.eof();) {
+    if (std::regex_match(line, match, pattern)) {
+      step = std::stoll(match[1]);
+    }
+  }
+  return step;
+}
+
+std::vector<std::string> Training::curve() const {
+  std::ifstream in(run() / "metrics.jsonl");
+  std::vector<std::string> points;
+  std::smatch match;
+  const std::regex pattern("^\\{\"step\":([0-9]+),.*?\"((?:eval_)?loss)\":([^,}]+)");
+  for (std::string line; std::getline(in, line);) {
+    if (std::regex_search(line, match, pattern)) {
+      points.push_back(concat(match[1].str(), ' ', match[2].str(), ' ', match[3].str()));
+    }
+  }
+  return points;
+}
+
+std::vector<fs::path> Training::checkpoints() const {
+  std::vector<fs::path> found;
+  if (fs::exists(run() / "checkpoints")) {
+    for (const fs::directory_entry& entry : fs::directory_iterator(run() / "checkpoints")) {
+      if (std::regex_match(entry.path().filename().string(), std::regex("step-[0-9]+"))) {
+        found.push_back(entry.path());
+      }
+    }
+  }
+  std::sort(found.rbegin(), found.rend());
+  return found;
+}
+
+std::string Training::final_state() const {
+  const std::string digits = std::to_string(Laboratory::kSteps);
+  const std::string text =
+      read_text(run() / "checkpoints" / concat("step-", std::string(9 - digits.size(), '0'), digits) / "manifest.json");
+  std::smatch match;
+  return std::regex_search(text, match, std::regex("\"(?:state|tensor)_crc32c\": ?([^,}\\s]+)")) ? match[1].str() : "";
+}
+
+std::vector<std::string> Training::leftovers() const {
+  std::vector<std::string> found;
+  if (fs::exists(run())) {
+    for (const fs::directory_entry& entry : fs::recursive_directory_iterator(run())) {
+      const std::string name = entry.path().filename();
+      if (std::regex_search(name, std::regex("\\.(unfinished|tmp.*)$"))) {
+        found.push_back(fs::relative(entry.path(), run()));
+      }
+    }
+  }
+  return found;
+}
+
+}  // namespace attamba::faults

@@ -1,0 +1,92 @@
+// launch/mpirun.sh: what it asks of mpirun, and what becomes of exit codes and signals. two_hosts.sh starts ranks on two hosts.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <string>
+
+#include "src/core/error.h"
+#include "tests/launch/shell.h"
+
+namespace attamba {
+namespace {
+
+namespace fs = std::filesystem;
+using testing::AllOf;
+using testing::HasSubstr;
+using testing::Not;
+
+class Mpirun : public testing::Test {
+ protected:
+  void SetUp() override {
+    std::string pattern = (fs::temp_directory_path() / "attamba-mpirun-XXXXXX").string();
+    ASSERT_NE(mkdtemp(pattern.data()), nullptr);
+    folder_ = pattern;
+  }
+  void TearDown() override { fs::remove_all(folder_); }
+
+  static Outcome start(const std::string& arguments, const std::string& environment = "") {
+    return shell(concat("env OMP_NUM_THREADS=1 ", environment, " bash ", ATTAMBA_SOURCE_DIR, "/launch/mpirun.sh ", arguments));
+  }
+
+  fs::path folder_;
+};
+
+TEST_F(Mpirun, NamesHostsRanksAndEnvironment) {
+  const Outcome hosts = start("--hosts far1:4,far2:4 --dry-run attamba train x.toml", "ATTAMBA_TIMEOUT=7 NCCL_DEBUG=INFO");
+  ASSERT_EQ(hosts.exit_code, 0) << hosts.output;
+  EXPECT_THAT(hosts.output, AllOf(HasSubstr("mpirun -np 8 --host far1:4"), HasSubstr("-x ATTAMBA_TIMEOUT "),
+                                  HasSubstr("-x NCCL_DEBUG "), HasSubstr("-x PATH "), HasSubstr(" attamba train x.toml")));
+  std::ofstream(folder_ / "hosts") << "# two machines\nfar1 slots=2\nfar2 slots=1 # small\n";
+  const Outcome file = start(concat("--hostfile ", (folder_ / "hosts").string(), " --dry-run true"));
+  EXPECT_THAT(file.output, HasSubstr("mpirun -np 3 --hostfile"));
+}
+
+TEST_F(Mpirun, MoreRanksThanCoresAreNotBoundToThem) {
+  const Outcome many = start("-n 1000 --dry-run true");
+  EXPECT_THAT(many.output, AllOf(HasSubstr("more ranks than cores"), HasSubstr("--bind-to none")));
+  const Outcome one = start("-n 1 --dry-run true");
+  EXPECT_THAT(one.output, Not(HasSubstr("more ranks than cores")));
+}
+
+TEST_F(Mpirun, MistakesNameTheValue) {
+  EXPECT_THAT(start("-n many true").output, HasSubstr("\"many\""));
+  EXPECT_THAT(start("--hosts a:0 true").output, HasSubstr("\"0\" slots"));
+  EXPECT_THAT(start("--hostfile /nonexistent true").output, HasSubstr("/nonexistent"));
+  const Outcome far = start("--hosts far1 true", "ATTAMBA_SSH=false");
+  EXPECT_EQ(far.exit_code, 2);
+  EXPECT_THAT(far.output, AllOf(HasSubstr("far1"), HasSubstr("without a password")));
+}
+
+TEST_F(Mpirun, TheExitCodeIsTheCommands) {
+  EXPECT_EQ(start("-n 2 true").exit_code, 0);
+  EXPECT_EQ(start("-n 2 sh -c 'exit 7'").exit_code, 7);
+}
+
+TEST_F(Mpirun, AStoppedRunIsStartedAgainAsOftenAsAsked) {
+  std::ofstream(folder_ / "command.sh") << "echo once >> " << (folder_ / "starts").string() << "\n"
+                                        << "[ $(wc -l < " << (folder_ / "starts").string() << ") -ge 3 ] || exit 75\n";
+  const std::string command = concat("sh ", (folder_ / "command.sh").string());
+  const Outcome few = start(concat("-n 1 --requeue 1 ", command));
+  EXPECT_EQ(few.exit_code, 75) << few.output;
+  const Outcome enough = start(concat("-n 1 --requeue 5 ", command));
+  EXPECT_EQ(enough.exit_code, 0) << enough.output;
+  fs::remove(folder_ / "starts");
+  EXPECT_EQ(start(concat("-n 1 --requeue 5 ", command)).exit_code, 0);
+}
+
+TEST_F(Mpirun, ASignalLetsRanksFinishAndIsNoReasonToStartAgain) {
+  std::ofstream(folder_ / "rank.sh") << "trap 'sleep 2; echo saved; exit 75' USR1\necho ready > "
+                                     << (folder_ / "ready").string() << "\nfor i in $(seq 300); do sleep 0.1; done\n";
+  const Outcome outcome =
+      shell(concat("bash ", ATTAMBA_SOURCE_DIR, "/launch/mpirun.sh -n 2 --requeue 5 sh ", (folder_ / "rank.sh").string(),
+                   " & script=$!; until [ -e ", (folder_ / "ready").string(),
+                   " ]; do sleep 0.1; done; sleep 0.3; kill -TERM $script; wait $script"));
+  EXPECT_EQ(outcome.exit_code, 75) << outcome.output;
+  EXPECT_THAT(outcome.output, AllOf(HasSubstr("saved"), Not(HasSubstr("going on"))));
+}
+
+}  // namespace
+}  // namespace attamba

@@ -1,0 +1,112 @@
+// Whole training runs through the built program, on one small data set.
+#pragma once
+
+#include <gtest/gtest.h>
+
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <regex>
+#include <string>
+#include <vector>
+
+#include "src/core/error.h"
+#include "src/core/random.h"
+#include "tests/launch/shell.h"
+
+namespace attamba {
+
+inline std::string read_file(const std::filesystem::path& path) {
+  std::ifstream in(path);
+  return {std::istreambuf_iterator<char>(in), {}};
+}
+
+/// Every "name": value of a JSON text, as written: equal texts are equal bits.
+inline std::vector<std::string> fields(const std::string& json, const std::string& name) {
+  std::vector<std::string> values;
+  const std::regex pattern("\"" + name + "\": ?([^,}\\n]+)");
+  for (std::sregex_iterator match(json.begin(), json.end(), pattern), end; match != end; ++match) {
+    values.push_back((*match)[1]);
+  }
+  return values;
+}
+
+/// One small data set for all tests of this program, in a folder that goes when they are done.
+class Training : public testing::Test {
+ protected:
+  static void SetUpTestSuite() {
+    std::string pattern = (std::filesystem::temp_directory_path() / "attamba-training-XXXXXX").string();
+    ASSERT_NE(mkdtemp(pattern.data()), nullptr);
+    folder_ = pattern;
+    std::ofstream text(folder_ / "text.jsonl");
+    RandomStream random(3);
+    const std::vector<std::string> words{"the",   "river", "ran", "past",   "seven", "old",
+                                         "mills", "and",   "a",   "bridge", "of",    "stone"};
+    for (int document = 0; document < 60; ++document) {
+      text << "{\"text\": \"";
+      for (int i = 0; i < 120; ++i) {
+        text << words[random.below(words.size())] << ' ';
+      }
+      text << "\"}\n";
+    }
+    text.close();
+    const Outcome prepared = shell(concat(ATTAMBA_PROGRAM, " data prepare ", (folder_ / "text.jsonl").string(), " -o ",
+                                          (folder_ / "data").string(), " --vocab-size 300 --valid-fraction 0.1"));
+    ASSERT_EQ(prepared.exit_code, 0) << prepared.output;
+  }
+  static void TearDownTestSuite() { std::filesystem::remove_all(folder_); }
+
+  static std::filesystem::path run_folder(const std::string& name) { return folder_ / name; }
+
+  static std::string arguments(const std::string& name, const std::string& more) {
+    return concat(
+        " train --model.vocab_size 300 --model.dim 32 --model.n_layers 2 --model.n_heads 2 --model.ffn_dim 48 "
+        "--model.ssm.hidden 16 --model.ssm.state 8 --model.ssm.heads 2 --model.chunking.size 4 --model.chunking.leading_tokens "
+        "3 "
+        "--data.sequence_length 24 --train.steps 6 --optim.warmup 2 --train.micro_batch 1 --train.global_batch 5 "
+        "--train.log_every 1 --eval.every 3 --checkpoint.every 3 --checkpoint.keep 0 --data.train ",
+        (folder_ / "data/train").string(), " --data.valid ", (folder_ / "data/valid").string(), " --run.folder ",
+        run_folder(name).string(), ' ', more);
+  }
+
+  /// What a shell runs to train into a folder of that name on `ranks` ranks of one thread.
+  static std::string command_of(const std::string& name, int ranks, const std::string& more = "",
+                                const std::string& environment = "") {
+    const std::string one = concat("env OMP_NUM_THREADS=1 ", environment, ' ', ATTAMBA_PROGRAM);
+    const std::string many = concat(
+        "env OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive OMPI_ALLOW_RUN_AS_ROOT=1 "
+        "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMPI_MCA_rmaps_base_oversubscribe=1 mpirun --bind-to none -np ",
+        ranks, " " ATTAMBA_PROGRAM);
+    return (ranks == 1 ? one : many) + arguments(name, more);
+  }
+  static Outcome train(const std::string& name, int ranks, const std::string& more = "", const std::string& environment = "") {
+    return shell(command_of(name, ranks, more, environment));
+  }
+  static void train_well(const std::string& name, int ranks, const std::string& more = "",
+                         const std::string& environment = "") {
+    const Outcome outcome = train(name, ranks, more, environment);
+    ASSERT_EQ(outcome.exit_code, 0) << outcome.output;
+  }
+
+  static std::vector<std::string> losses(const std::string& name) {
+    return fields(read_file(run_folder(name) / "metrics.jsonl"), "loss");
+  }
+  static std::vector<std::string> evaluations(const std::string& name) {
+    return fields(read_file(run_folder(name) / "metrics.jsonl"), "eval_loss");
+  }
+  /// Checksum of the weights and moments after the last step.
+  static std::string final_state(const std::string& name, const std::string& step = "000000006") {
+    const auto sums = fields(read_file(run_folder(name) / "checkpoints" / ("step-" + step) / "manifest.json"), "state_crc32c");
+    return sums.size() == 1 ? sums[0] : "no checkpoint in " + name;
+  }
+  static void expect_same_run(const std::string& a, const std::string& b) {
+    EXPECT_EQ(losses(a).size(), 6u);
+    EXPECT_EQ(losses(a), losses(b)) << a << " and " << b;
+    EXPECT_EQ(evaluations(a), evaluations(b)) << a << " and " << b;
+    EXPECT_EQ(final_state(a), final_state(b)) << a << " and " << b;
+  }
+
+  static inline std::filesystem::path folder_;
+};
+
+}  // namespace attamba

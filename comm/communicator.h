@@ -32,6 +32,11 @@ class Communicator {
   virtual int local_rank() const = 0;  ///< rank among those on the same host
   virtual int local_size() const = 0;
   virtual std::string description() const = 0;  ///< for logs: transport, version, ranks per host
+  /// The smallest rank on the same host: a number for the host that all its ranks know.
+  virtual int first_local_rank() const { return rank() - local_rank(); }
+  /// The ranks that give this `color` as a group of their own, in the same order. All ranks call it; the group goes before this
+  /// object does. Throws UsageError where the transport has no groups.
+  virtual std::unique_ptr<Communicator> split(int color);
 
   /// Elementwise sum over all ranks, in place. float32, float64, int32 or int64. Integer sums are exact (they wrap), so they do
   /// not depend on the number of ranks.

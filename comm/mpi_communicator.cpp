@@ -142,26 +142,46 @@ MpiCommunicator::Session::~Session() {
 }
 
 MpiCommunicator::MpiCommunicator(const LaunchEnvironment& launch) : exceptions_at_start_(std::uncaught_exceptions()) {
-  MPI_Comm_rank(MPI_COMM_WORLD, &rank_);
   MPI_Comm_size(MPI_COMM_WORLD, &size_);
   require<UsageError>(launch.size == 0 || launch.size == size_, "mpi: the launcher (", launch.launcher, ") started ",
                       launch.size, " processes, but ", library_version(), " sees ", size_,
                       ": start the program with the launcher of that library (its mpirun, or srun --mpi=pmix)");
-  MPI_Comm_dup(MPI_COMM_WORLD, &foreground_);
-  MPI_Comm_dup(MPI_COMM_WORLD, &background_);
+  join(MPI_COMM_WORLD);
+}
+
+MpiCommunicator::MpiCommunicator(MPI_Comm ranks) : exceptions_at_start_(std::uncaught_exceptions()) {
+  join(ranks);
+}
+
+void MpiCommunicator::join(MPI_Comm ranks) {
+  MPI_Comm_rank(ranks, &rank_);
+  MPI_Comm_size(ranks, &size_);
+  MPI_Comm_dup(ranks, &foreground_);
+  MPI_Comm_dup(ranks, &background_);
   MPI_Comm_set_errhandler(foreground_, MPI_ERRORS_RETURN);
   MPI_Comm_set_errhandler(background_, MPI_ERRORS_RETURN);
   MPI_Op_create(nan_keeping_max, 1, &nan_keeping_max_);
 
   MPI_Comm host = MPI_COMM_NULL;
-  MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &host);
+  MPI_Comm_split_type(ranks, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &host);
   MPI_Comm_rank(host, &local_rank_);
   MPI_Comm_size(host, &local_size_);
+  first_local_rank_ = rank_;
+  MPI_Bcast(&first_local_rank_, 1, MPI_INT, 0, host);
   MPI_Comm_free(&host);
   hosts_ = local_rank_ == 0 ? 1 : 0;
   MPI_Allreduce(MPI_IN_PLACE, &hosts_, 1, MPI_INT, MPI_SUM, foreground_);
 
   worker_ = std::make_unique<OrderedWorker>(&progress());
+}
+
+std::unique_ptr<Communicator> MpiCommunicator::split(int color) {
+  MPI_Comm group = MPI_COMM_NULL;
+  MPI_Comm_split(foreground_, color, rank_, &group);
+  auto ranks = std::make_unique<MpiCommunicator>(group);
+  ranks->progress().count_waits_in(progress());
+  MPI_Comm_free(&group);
+  return ranks;
 }
 
 MpiCommunicator::~MpiCommunicator() {

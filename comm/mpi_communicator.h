@@ -26,14 +26,16 @@ namespace attamba {
 /// sleeps, so that ranks which wait for a late one leave their core to whoever has work, and ranks that are about to do
 /// different things fail instead of hanging. The data then moves in blocking calls on pieces of kPieceBytes.
 ///
-/// Construct and destroy on the thread that runs main; at most one per process. Collectives are called from one thread at a
-/// time; those in the background use a group of their own and never mix with them.
+/// Construct and destroy on the thread that runs main; at most one per process, and its groups. Collectives are called from one
+/// thread at a time; those in the background use a group of their own and never mix with them.
 class MpiCommunicator final : public Communicator {
  public:
   /// Larger pieces fall out of the caches and make MPI allocate (and page in) larger temporary buffers.
   static constexpr std::size_t kPieceBytes = std::size_t{4} << 20;
 
   explicit MpiCommunicator(const LaunchEnvironment& launch);
+  /// A group of ranks of another one.
+  explicit MpiCommunicator(MPI_Comm ranks);
   ~MpiCommunicator() override;
   MpiCommunicator(const MpiCommunicator&) = delete;
   MpiCommunicator& operator=(const MpiCommunicator&) = delete;
@@ -43,6 +45,8 @@ class MpiCommunicator final : public Communicator {
   int local_rank() const override { return local_rank_; }
   int local_size() const override { return local_size_; }
   std::string description() const override;
+  int first_local_rank() const override { return first_local_rank_; }
+  std::unique_ptr<Communicator> split(int color) override;
 
   void all_reduce_sum(const Tensor& data) override;
   std::unique_ptr<Request> start_all_reduce_sum(const Tensor& data) override;
@@ -65,6 +69,7 @@ class MpiCommunicator final : public Communicator {
   using Call = CollectiveCall;
   using Lane = CollectiveProgress::Lane;
 
+  void join(MPI_Comm ranks);
   void meet(MPI_Comm group, const Call& call) const;
   void check(int code, const Call& call) const;
   MPI_Comm group_of(Lane lane) const { return lane == Lane::background ? background_ : foreground_; }
@@ -80,6 +85,7 @@ class MpiCommunicator final : public Communicator {
   int size_ = 1;
   int local_rank_ = 0;
   int local_size_ = 1;
+  int first_local_rank_ = 0;
   int hosts_ = 1;
   int exceptions_at_start_ = 0;
   std::unique_ptr<OrderedWorker> worker_;

@@ -18,6 +18,12 @@ void PlannedRanks::all_reduce_sum(const Tensor&) {
 std::unique_ptr<Request> PlannedRanks::start_all_reduce_sum(const Tensor&) {
   refuse("start_all_reduce_sum");
 }
+std::unique_ptr<Request> PlannedRanks::start_reduce_scatter_sum(const Tensor&, const Tensor&) {
+  refuse("start_reduce_scatter_sum");
+}
+std::unique_ptr<Request> PlannedRanks::start_all_gather(const Tensor&, const Tensor&) {
+  refuse("start_all_gather");
+}
 void PlannedRanks::all_reduce_max(const Tensor&) {
   refuse("all_reduce_max");
 }

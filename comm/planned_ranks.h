@@ -20,9 +20,11 @@ class PlannedRanks final : public Communicator {
   /// None of these has anybody to talk to: each throws Error.
   void all_reduce_sum(const Tensor& data) override;
   std::unique_ptr<Request> start_all_reduce_sum(const Tensor& data) override;
+  std::unique_ptr<Request> start_reduce_scatter_sum(const Tensor& whole, const Tensor& part) override;
   void all_reduce_max(const Tensor& data) override;
   void broadcast(const Tensor& data, int root) override;
   void all_gather(const Tensor& whole, const Tensor& part) override;
+  std::unique_ptr<Request> start_all_gather(const Tensor& whole, const Tensor& part) override;
   void barrier() override;
   [[noreturn]] void abort(int exit_code) override;
 

@@ -73,6 +73,8 @@ class CollectiveProgress {
     CollectiveProgress* progress_;
   };
 
+  /// Waiting counts there too: `whole` is that of the communicator that this one's is a group of, and outlives it.
+  void count_waits_in(CollectiveProgress& whole) { whole_ = &whole; }
   /// Does the thread that computes wait for other ranks?
   bool waiting() const { return waiting_.load(std::memory_order_relaxed) != 0; }
   /// Seconds that it has waited in all; asked by that thread.
@@ -86,11 +88,17 @@ class CollectiveProgress {
 
   static double now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
   void begin_waiting() {
+    if (whole_ != nullptr) {
+      whole_->begin_waiting();
+    }
     if (waiting_.fetch_add(1, std::memory_order_relaxed) == 0) {
       since_ = now();
     }
   }
   void end_waiting() {
+    if (whole_ != nullptr) {
+      whole_->end_waiting();
+    }
     if (waiting_.fetch_sub(1, std::memory_order_relaxed) == 1) {
       waited_ += now() - since_;
     }
@@ -98,6 +106,7 @@ class CollectiveProgress {
 
   std::array<LaneState, kLanes> lanes_;
   std::atomic<int> waiting_ = 0;
+  CollectiveProgress* whole_ = nullptr;
   double since_ = 0, waited_ = 0;  ///< of the thread that computes alone
 };
 

@@ -15,6 +15,7 @@ class SingleProcess final : public Communicator {
   int local_rank() const override { return 0; }
   int local_size() const override { return 1; }
   std::string description() const override { return "one process, no MPI"; }
+  std::unique_ptr<Communicator> split(int) override { return std::make_unique<SingleProcess>(); }
 
   void all_reduce_sum(const Tensor& data) override;
   std::unique_ptr<Request> start_all_reduce_sum(const Tensor& data) override;

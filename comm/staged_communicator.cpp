@@ -102,6 +102,12 @@ class StagedCommunicator::StagedRequest final : public Request {
 
 StagedCommunicator::StagedCommunicator(Communicator& host) : host_(host) {}
 
+StagedCommunicator::StagedCommunicator(std::unique_ptr<Communicator> host) : owned_(std::move(host)), host_(*owned_) {}
+
+std::unique_ptr<Communicator> StagedCommunicator::split(int color) {
+  return std::make_unique<StagedCommunicator>(host_.split(color));
+}
+
 StagedCommunicator::~StagedCommunicator() {
   if (free_.empty()) {
     return;

@@ -17,6 +17,7 @@ namespace attamba {
 class StagedCommunicator final : public Communicator {
  public:
   explicit StagedCommunicator(Communicator& host);
+  explicit StagedCommunicator(std::unique_ptr<Communicator> host);
   ~StagedCommunicator() override;
   StagedCommunicator(const StagedCommunicator&) = delete;
   StagedCommunicator& operator=(const StagedCommunicator&) = delete;
@@ -26,6 +27,8 @@ class StagedCommunicator final : public Communicator {
   int local_rank() const override { return host_.local_rank(); }
   int local_size() const override { return host_.local_size(); }
   std::string description() const override;
+  int first_local_rank() const override { return host_.first_local_rank(); }
+  std::unique_ptr<Communicator> split(int color) override;
 
   void all_reduce_sum(const Tensor& data) override;
   std::unique_ptr<Request> start_all_reduce_sum(const Tensor& data) override;
@@ -44,6 +47,7 @@ class StagedCommunicator final : public Communicator {
   class StagedRequest;
   using Buffers = std::multimap<std::size_t, PinnedMemory>;
 
+  std::unique_ptr<Communicator> owned_;  ///< a group's host side
   Communicator& host_;
   /// Those not in use, by size. Steps ask for the same sizes again and again, so after the first one nothing is allocated.
   Buffers free_;

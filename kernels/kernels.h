@@ -21,6 +21,8 @@ namespace attamba::kernels {
 /// Losses and gradients as 64-bit fixed point: integer sums do not depend on their order.
 inline constexpr double kLossOne = 0x1p32;      ///< one nat; sums up to 2^31 nats fit
 inline constexpr double kGradientOne = 0x1p48;  ///< gradient elements up to 2^15 fit, with a step of 3.6e-15
+/// A sum of squares as an exact integer: four digits of 32 bits in units of kGradientOne^-2, and a count.
+inline constexpr std::int64_t kSquareDigits = 5;
 
 /// What the host writes once per step, a float64 tensor [kStepFields].
 enum StepField : int {
@@ -121,6 +123,9 @@ namespace cuda {
   X(fixed_point_to_float) \
   X(square_sum) \
   X(square_sum_workspace) \
+  X(square_digits) \
+  X(square_digits_workspace) \
+  X(square_digits_to_float) \
   X(adamw) \
   X(attention) \
   X(attention_backward) \

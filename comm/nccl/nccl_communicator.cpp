@@ -93,6 +93,11 @@ std::string describe_peers(int gpu) {
 class NcclCommunicator final : public Communicator {
  public:
   NcclCommunicator(Communicator& host, int gpu, void* compute_stream);
+  /// A group, which owns its host side.
+  NcclCommunicator(std::unique_ptr<Communicator> host, int gpu, void* compute_stream)
+      : NcclCommunicator(*host, gpu, compute_stream) {
+    owned_ = std::move(host);
+  }
   ~NcclCommunicator() override;
   NcclCommunicator(const NcclCommunicator&) = delete;
   NcclCommunicator& operator=(const NcclCommunicator&) = delete;
@@ -102,6 +107,10 @@ class NcclCommunicator final : public Communicator {
   int local_rank() const override { return host_.local_rank(); }
   int local_size() const override { return host_.local_size(); }
   std::string description() const override { return concat(description_, "; ", host_.description()); }
+  int first_local_rank() const override { return host_.first_local_rank(); }
+  std::unique_ptr<Communicator> split(int color) override {
+    return std::make_unique<NcclCommunicator>(host_.split(color), gpu_, compute_);
+  }
 
   void all_reduce_sum(const Tensor& data) override;
   std::unique_ptr<Request> start_all_reduce_sum(const Tensor& data) override;
@@ -126,6 +135,7 @@ class NcclCommunicator final : public Communicator {
   std::size_t count_finished_pieces();
   [[noreturn]] void give_up(const std::string& reason);
 
+  std::unique_ptr<Communicator> owned_;
   Communicator& host_;
   StagedCommunicator staged_;
   const NcclLibrary& nccl_;

@@ -184,7 +184,7 @@ ATTAMBA_DEVICE void entry_gradient(const Sizes& s, const BackwardShared& shared,
 
 template <int kState>
 ATTAMBA_DEVICE void tile_gradient(const Sizes& s, const Inputs<bf16>& in, const BackwardShared& shared, const Passing& passing,
-                                  const Step& step, const bf16* dout, bf16* dzxbcdt, float* partial, float (&dnorm)[4]) {
+                                  const Step& step, const bf16* dout, bf16* dzxbcdt, float* partial) {
   constexpr int kStateSize = kFusedHidden * kState;
   const Shared& inputs = shared.inputs;
   const Tile& tile = step.tile;
@@ -196,7 +196,7 @@ ATTAMBA_DEVICE void tile_gradient(const Sizes& s, const Inputs<bf16>& in, const 
   load_steps(s, in, tile, inputs);
   copy_async_wait<0>();
   sync_block();
-  gate_backward<kState>(s, in, tile, shared, WarpPlace(), works, state, dzxbcdt, dnorm);
+  gate_backward<kState>(s, in, tile, shared, WarpPlace(), works, state, dzxbcdt);
   sync_block();
   if (works) {
     const WarpPlace place;
@@ -274,19 +274,13 @@ ATTAMBA_DEVICE int entry_states(const Sizes& s, const Inputs<bf16>& in, const Sh
 }
 
 /// At the end: the norm's and the heads' partial gradients.
-ATTAMBA_DEVICE void write_partials(const Sizes& s, const BackwardShared& shared, const WarpPlace& place,
-                                   const float (&dnorm)[4], float* partial, bool taps_written) {
-  auto* columns = reinterpret_cast<float*>(shared.dy);  // [kStrips, E]
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    store(columns + place.strip * kFusedHidden + norm_column(place, i), dnorm[i]);
-  }
+ATTAMBA_DEVICE void write_partials(const Sizes& s, const BackwardShared& shared, float* partial, bool taps_written) {
   sync_block();
   const int taps = s.channels * kFusedTaps;
   for (int i = thread_index(); i < kFusedHidden; i += kFusedThreads) {
     float sum = 0;
     for (int strip = 0; strip < kStrips; ++strip) {
-      sum += load(columns + strip * kFusedHidden + i);
+      sum += load(shared.norm_sums + strip * kFusedHidden + i);
     }
     store(partial + taps + i, sum);
   }
@@ -304,11 +298,13 @@ chunk_scan_backward_kernel(Sizes given, Inputs<bf16> in, const bf16* dout, bf16*
   const Sizes s = fixed_sizes<kState, kGroups>(given);
   const BackwardShared shared(s, SharedMemory());
   float* partial = partials + static_cast<std::int64_t>(block_x()) * s.partial_size();
-  float dnorm[4] = {};
   bool taps_written = false;
   load_weights(s, in, shared.inputs);
   for (int i = thread_index(); i < 3 * s.heads; i += kFusedThreads) {
     store(shared.head_sums + i, 0.0f);
+  }
+  for (int i = thread_index(); i < kStrips * kFusedHidden; i += kFusedThreads) {
+    store(shared.norm_sums + i, 0.0f);
   }
   for (int range = block_x(); range * kRange < s.rows; range += grid_x()) {
     const int begin = first_chunk(s, in, range), other = passing.shared_out() ? shared_tile(s, in, range) : -1;
@@ -324,11 +320,11 @@ chunk_scan_backward_kernel(Sizes given, Inputs<bf16> in, const bf16* dout, bf16*
       step.leaving = step.tile.last ? kRows : leaving_chunk(s, in, step.tile);
       step.add_taps = taps_written;
       sync_block();
-      tile_gradient<kState>(s, in, shared, passing, step, dout, dzxbcdt, partial, dnorm);
+      tile_gradient<kState>(s, in, shared, passing, step, dout, dzxbcdt, partial);
       taps_written = true;
     }
   }
-  write_partials(s, shared, WarpPlace(), dnorm, partial, taps_written);
+  write_partials(s, shared, partial, taps_written);
 }
 
 /// For walks that are shared out: what each tile adds to the gradient of the state at its entry.
@@ -346,7 +342,6 @@ chunk_scan_gradients_kernel(Sizes given, Inputs<bf16> in, const bf16* dout, cons
     }
     const Tile tile = cut_tile(s, in, begin, begin, shared.inputs.starts);
     const int strips = strip_count(tile.rows), slot = slot_of(begin);
-    float dnorm[4] = {};
     fetch_rows(tile, dout + static_cast<std::int64_t>(begin) * kFusedHidden, kFusedHidden, shared.dy);
     sync_block();
     convolve_tile(s, in, tile, shared.inputs);
@@ -354,7 +349,7 @@ chunk_scan_gradients_kernel(Sizes given, Inputs<bf16> in, const bf16* dout, cons
     copy_async_wait<0>();
     sync_block();
     gate_backward<kState>(s, in, tile, shared, WarpPlace(), WarpPlace().strip < strips,
-                          states + static_cast<std::int64_t>(slot) * kStateSize, nullptr, dnorm);
+                          states + static_cast<std::int64_t>(slot) * kStateSize, nullptr);
     sync_block();
     entry_gradient<kState>(s, shared, strips, nullptr, in_slot(gradients, slot, kStateSize));
     sync_block();

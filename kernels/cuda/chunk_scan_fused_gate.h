@@ -16,6 +16,7 @@ struct BackwardShared {
   float *traces, *terms;  ///< [kStrips, Hs]: of dM; of what the exit state adds to dl
   float* sums;            ///< [kRows, kHalves, 2]: of u^2 and of u w dout
   float* head_sums;       ///< [3, Hs]: gradients of A_log, D, dt_bias so far
+  float* norm_sums;       ///< [kStrips, E]: gradient of the norm so far
 
   ATTAMBA_DEVICE BackwardShared(const Sizes& s, device::SharedMemory shared) {
     inputs.take(s, shared);
@@ -27,13 +28,15 @@ struct BackwardShared {
     terms = shared.take<float>(kStrips * s.heads);
     sums = shared.take<float>(kRows * kHalves * 2);
     head_sums = shared.take<float>(3 * s.heads);
+    norm_sums = shared.take<float>(kStrips * kFusedHidden);
   }
   static std::size_t bytes(const Sizes& s) {
     using device::SharedMemory;
     return Shared::bytes(s) + SharedMemory::bytes_of<bf16>(kRows * kHiddenStride) +
            SharedMemory::bytes_of<bf16>(kHalves * kScoreTiles * kScoreTile * kScoreStride) +
            2 * SharedMemory::bytes_of<float>(s.heads * kRows) + 2 * SharedMemory::bytes_of<float>(kStrips * s.heads) +
-           SharedMemory::bytes_of<float>(kRows * kHalves * 2) + SharedMemory::bytes_of<float>(3 * s.heads);
+           SharedMemory::bytes_of<float>(kRows * kHalves * 2) + SharedMemory::bytes_of<float>(3 * s.heads) +
+           SharedMemory::bytes_of<float>(kStrips * kFusedHidden);
   }
   /// Of rows `from` of a strip and later rows `block` of another.
   ATTAMBA_DEVICE bf16* score_tile(int half, int from, int block) const {
@@ -77,11 +80,11 @@ ATTAMBA_DEVICE int norm_column(const WarpPlace& place, int h) {
   return place.column<kFusedHead>(h) + place.g / 2 * 8 + place.g % 2;
 }
 
-/// dY of the tile in place of dout, dz, and dl of each row as its P's row sum; dnorm gets the lane's columns' sums added.
-/// Called by all warps; `works`: those whose strip has rows. Without `dzxbcdt` dz goes nowhere.
+/// dY of the tile in place of dout, dz, and dl of each row as its P's row sum; adds to the norm's sums. Called by all warps;
+/// `works`: those whose strip has rows. Without `dzxbcdt` dz goes nowhere, and the norm's sums stay.
 template <int kState>
 ATTAMBA_DEVICE void gate_backward(const Sizes& s, const Inputs<bf16>& in, const Tile& tile, const BackwardShared& shared,
-                                  const WarpPlace& place, bool works, const float* state, bf16* dzxbcdt, float (&dnorm)[4]) {
+                                  const WarpPlace& place, bool works, const float* state, bf16* dzxbcdt) {
   constexpr int kHeads = kHalf / kFusedHead, kTiles = kFusedHead / 8;
   static_assert(kTiles == 4, "a lane's columns of a head are 16 bytes");
   float y[kHeads][kTiles][4] = {};  // without the skip
@@ -190,7 +193,11 @@ ATTAMBA_DEVICE void gate_backward(const Sizes& s, const Inputs<bf16>& in, const 
             raw);
       }
     }
-    dnorm[h] += sum_columns(columns);
+    const float sum = sum_columns(columns);
+    if (dzxbcdt != nullptr) {
+      float* sums = shared.norm_sums + place.strip * kFusedHidden + norm_column(place, h);
+      device::store(sums, device::load(sums) + sum);
+    }
   }
 }
 

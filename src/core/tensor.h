@@ -100,4 +100,11 @@ struct Tensor {
   }
 };
 
+/// The elements of `type` from element `first` of a tensor on.
+inline Tensor part_of(const Tensor& whole, const TensorType& type, std::int64_t first) {
+  require(whole.dtype() == type.dtype && first >= 0 && first + type.shape.elements() <= whole.elements(), "tensor: ", type,
+          " from element ", first, " is not part of ", whole.type);
+  return {static_cast<std::byte*>(whole.data) + static_cast<std::size_t>(first) * size_of(type.dtype), type, whole.device};
+}
+
 }  // namespace attamba

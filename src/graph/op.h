@@ -41,6 +41,9 @@ class Op {
   /// Indices of the inputs that run() writes in place; these must be leaves (parameters' gradients, optimizer state, metrics).
   virtual std::vector<int> mutated() const { return {}; }
 
+  /// Whether run() does something that its outputs do not show, so that it must run even if nobody uses them.
+  virtual bool has_effect() const { return !mutated().empty(); }
+
   /// The input whose memory output `o` may take over when that input is not needed afterwards; -1: none.
   virtual int reusable_input(int /*output*/) const { return -1; }
 

@@ -23,13 +23,12 @@ std::vector<int> live_steps(const Tape& tape) {
   std::vector<int> steps;
   for (std::size_t i = tape.nodes().size(); i-- > 0;) {
     const Tape::Node& node = tape.nodes()[i];
-    const bool live = !node.op->mutated().empty() || std::any_of(node.outputs.begin(), node.outputs.end(), [&](Value v) {
-      return needed[static_cast<std::size_t>(v.id)];
-    });
+    const bool live = node.op->has_effect() || std::any_of(node.outputs.begin(), node.outputs.end(),
+                                                           [&](Value v) { return needed[static_cast<std::size_t>(v.id)]; });
     if (live) {
       steps.push_back(static_cast<int>(i));
       for (const Value input : node.inputs) {
-        needed[static_cast<std::size_t>(input.id)] = true;
+        needed[static_cast<std::size_t>(tape.memory_of(input).id)] = true;
       }
     }
   }
@@ -67,7 +66,7 @@ class Planner {
         last_use_[static_cast<std::size_t>(output.id)] = s;
       }
       for (const Value input : node(s).inputs) {
-        last_use_[static_cast<std::size_t>(input.id)] = s;
+        last_use_[static_cast<std::size_t>(tape_.memory_of(input).id)] = s;
       }
     }
     for (std::size_t v = 0; v < last_use_.size(); ++v) {
@@ -82,6 +81,7 @@ class Planner {
     std::vector<TensorType> input_types, output_types;
     for (const Value v : n.inputs) {
       input_types.push_back(tape_.type(v));
+      add_temporary(tape_.memory_of(v), s);
     }
     for (std::size_t o = 0; o < n.outputs.size(); ++o) {
       const Value v = n.outputs[o];
@@ -89,13 +89,7 @@ class Planner {
       const int last = last_use_[static_cast<std::size_t>(v.id)];
       int buffer = reusable_buffer(s, static_cast<int>(o));
       if (buffer < 0) {
-        buffer = static_cast<int>(plan_.buffers.size());
-        plan_.buffers.push_back({.name = tape_.info(v).name,
-                                 .bytes = align_up(tape_.type(v).bytes()),
-                                 .offset = 0,
-                                 .first_step = s,
-                                 .last_step = last,
-                                 .scratch = false});
+        buffer = new_buffer(v, s);
       }
       Plan::Buffer& b = plan_.buffers[static_cast<std::size_t>(buffer)];
       b.last_step = std::max(b.last_step, last);
@@ -112,6 +106,24 @@ class Planner {
     }
   }
 
+  int new_buffer(Value v, int s) {
+    plan_.buffers.push_back({.name = tape_.info(v).name,
+                             .bytes = align_up(tape_.type(v).bytes()),
+                             .offset = 0,
+                             .first_step = s,
+                             .last_step = last_use_[static_cast<std::size_t>(v.id)],
+                             .scratch = false});
+    return static_cast<int>(plan_.buffers.size()) - 1;
+  }
+
+  /// Leaves that the arena lends begin where they are touched first.
+  void add_temporary(Value v, int s) {
+    int& buffer = plan_.buffer_of_value[static_cast<std::size_t>(v.id)];
+    if (tape_.info(v).temporary && buffer < 0) {
+      buffer = new_buffer(v, s);
+    }
+  }
+
   /// The buffer of the input that output o of step s may overwrite: an activation whose buffer nobody needs after this step.
   int reusable_buffer(int s, int o) const {
     const Tape::Node& n = node(s);
@@ -120,6 +132,9 @@ class Planner {
       return -1;
     }
     const Value input = n.inputs[static_cast<std::size_t>(i)];
+    if (tape_.info(input).role != Role::activation) {
+      return -1;  // also one that the arena lends: its ops write it in place
+    }
     const int buffer = plan_.buffer_of_value[static_cast<std::size_t>(input.id)];
     const bool fits = tape_.type(input).bytes() == tape_.type(n.outputs[static_cast<std::size_t>(o)]).bytes();
     const bool once = std::count(n.inputs.begin(), n.inputs.end(), input) == 1;

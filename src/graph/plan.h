@@ -11,7 +11,7 @@
 namespace attamba {
 
 struct Plan {
-  /// One buffer of the arena: an activation (several, where ops work in place) or an op's scratch.
+  /// One buffer of the arena: an activation (several, where ops work in place), a temporary leaf or an op's scratch.
   struct Buffer {
     std::string name;
     std::size_t bytes = 0;
@@ -22,7 +22,7 @@ struct Plan {
 
   std::vector<int> steps;  ///< indices of the tape's nodes that run, in order
   std::vector<Buffer> buffers;
-  std::vector<int> buffer_of_value;  ///< by value id; -1: a leaf, or never computed
+  std::vector<int> buffer_of_value;  ///< by value id; -1: a lasting leaf, a view, or never computed
   std::vector<int> scratch_of_step;  ///< by step; -1: none
   std::size_t arena_bytes = 0;
   std::size_t unshared_bytes = 0;  ///< what the same buffers would take without sharing memory

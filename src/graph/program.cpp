@@ -47,13 +47,24 @@ std::byte* Arena::data() {
 
 Program::Program(const Tape& tape, const Plan& plan, Storage& storage, Arena& arena) {
   tensors_.resize(tape.values().size());
-  const auto bind = [&](Value value) {
+  const auto bind_memory = [&](Value value) {
     Tensor& tensor = tensors_[static_cast<std::size_t>(value.id)];
     const int buffer = plan.buffer_of_value[static_cast<std::size_t>(value.id)];
     if (!tensor) {
       tensor = buffer < 0 ? storage.get(tape.info(value).name, tape.type(value))
                           : Tensor{arena.data() + plan.buffers[static_cast<std::size_t>(buffer)].offset, tape.type(value),
                                    arena.device()};
+    }
+    return tensor;
+  };
+  const auto bind = [&](Value value) {
+    const Tape::ValueInfo& info = tape.info(value);
+    if (info.base < 0) {
+      return bind_memory(value);
+    }
+    Tensor& tensor = tensors_[static_cast<std::size_t>(value.id)];
+    if (!tensor) {
+      tensor = part_of(bind_memory(Value{info.base}), info.type, info.first);
     }
     return tensor;
   };

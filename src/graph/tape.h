@@ -32,6 +32,9 @@ class Tape {
     std::string name;             ///< of a leaf; otherwise "scope/op.output"
     bool wants_gradient = false;  ///< a parameter, an input asked for, or anything computed from one
     bool is_output = false;
+    int base = -1;           ///< of a view: the value whose memory it is part of
+    std::int64_t first = 0;  ///< ... and the element of it at which it begins
+    bool temporary = false;  ///< a leaf that lies in the arena: what it holds matters within one program's run only
   };
   struct Node {
     std::shared_ptr<const Op> op;
@@ -39,6 +42,7 @@ class Tape {
     std::string scope;
     int segment = -1;
     bool recomputed = false;
+    bool closing = false;  ///< `set_closing` was on
   };
 
   /// A named leaf. Naming an existing one again gives the same value; its type and role must agree.
@@ -46,6 +50,11 @@ class Tape {
   Value input(const std::string& name, const TensorType& type) { return leaf(name, type, Role::input); }
   /// A trainable weight, kept in declaration order. Its gradient is the leaf "gradient/NAME" of the accumulator type.
   Value parameter(const std::string& name, const TensorType& type);
+  /// A leaf, given to the program for as long as ops touch it: it may be written in place, but is not kept, nor zero at first.
+  Value temporary(const std::string& name, const TensorType& type, Role role);
+  /// Part of another value's memory: the elements of `type` from element `first` of `base` on. Views of leaves are leaves,
+  /// which `leaf`, `parameter` and `parameter_gradient` find by their names.
+  Value view(Value base, const std::string& name, const TensorType& type, std::int64_t first);
   /// Asks `backward` for the gradient of an input leaf.
   void want_gradient(Value value);
 
@@ -86,6 +95,21 @@ class Tape {
   /// collectives this way, while the backward pass goes on.
   void hoist_last();
 
+  // What parallel passes do with a tape that is complete otherwise. Memory counts, not names: a view and its base are the same.
+
+  /// The first and the last node that touch the memory of a value; none: size of the list.
+  std::size_t first_touch(Value value) const;
+  std::size_t last_touch(Value value) const;
+  /// Moves the nodes from `first_new` to the end each to in front of the node `places[i]`, an index below `first_new` or
+  /// `first_new` itself (for the end). Those of one place keep their order.
+  void weave(std::size_t first_new, std::span<const std::size_t> places);
+  /// Nodes [begin, end) read `to` instead of `from`.
+  void replace_inputs(std::size_t begin, std::size_t end, Value from, Value to);
+  /// Whether ops emitted from here on belong to every rank's step, also to that of a rank without a batch.
+  void set_closing(bool closing) { closing_ = closing; }
+  /// A copy of the tape with those alone.
+  Tape closing_part() const;
+
   /// Appends the ops that compute the gradients of `root`, given the gradient `seed` of it. Without a seed the root's op must
   /// not need one (a loss that makes its gradient along with itself). Parameters' gradients are added to their leaves; those of
   /// inputs that want one are found by `gradient`.
@@ -95,6 +119,8 @@ class Tape {
   /// The leaf in which the gradient of a parameter accumulates.
   Value parameter_gradient(Value parameter);
 
+  /// The value whose memory this one is, or is part of.
+  Value memory_of(Value value) const;
   const TensorType& type(Value value) const { return values_[static_cast<std::size_t>(value.id)].type; }
   ValueInfo& info(Value value) { return values_[static_cast<std::size_t>(value.id)]; }
   const ValueInfo& info(Value value) const { return values_[static_cast<std::size_t>(value.id)]; }
@@ -106,6 +132,8 @@ class Tape {
   friend class VjpContext;
   friend class BackwardWalk;
 
+  bool touches_memory(const Node& node, Value value) const;
+
   std::vector<ValueInfo> values_;
   std::vector<Node> nodes_;
   std::vector<Value> parameters_;
@@ -115,6 +143,7 @@ class Tape {
   int segment_count_ = 0;
   bool recomputing_ = false;
   bool differentiated_ = false;
+  bool closing_ = false;
 };
 
 /// What an op's vjp sees: its own inputs and outputs, the gradients that have arrived, and where to put its results.

@@ -64,7 +64,7 @@ Value chunk_scan(Tape& tape, Value zxbcdt, const ScanParameters& weights, Value 
 /// silu of the causal convolution of x [T, E] with weight [E, W] (accumulator type), within chunks; starts [T] int32.
 Value causal_conv_silu(Tape& tape, Value x, Value weight, Value starts);
 struct RecurrenceGates {
-  Value a, b;     ///< [T, E]
+  Value a, b;               ///< [T, E]
   Value u = {}, rate = {};  ///< of the form rg_lru
 };
 /// h [T, E] of kernels::linear_recurrence; starts [T] int32.
@@ -89,6 +89,9 @@ void add_to_fixed_point(Tape& tape, Value accumulator, Value poisoned, Value gra
 void fixed_point_to_float(Tape& tape, Value gradient, Value accumulator, Value poisoned);
 /// float64 [1]: the sum of squares over all of these leaves.
 Value square_sum(Tape& tape, std::span<const Value> leaves);
+/// The same exactly, whatever the partition: int64 [kernels::kSquareDigits], whose sums over ranks stand for sums.
+Value square_digits(Tape& tape, std::span<const Value> leaves);
+Value square_digits_to_float(Tape& tape, Value digits);
 struct AdamWLeaves {
   Value compute;  ///< empty when the model reads the master weights themselves
   Value master, moment1, moment2, gradient;
@@ -97,10 +100,22 @@ void adamw(Tape& tape, Value step, Value norm_squared, std::span<const AdamWLeav
            const kernels::AdamWSettings& settings);
 
 // ---------------------------------------------------------------------------------------------- collective.cpp
-/// A reduction in flight, between its start op and its wait op.
-class PendingReduction;
+/// Something in flight, between its start op and its wait op.
+class PendingCollective;
 /// Starts summing these leaves over all ranks; neighbours in memory travel together. They must not be touched before the wait.
-std::shared_ptr<PendingReduction> start_all_reduce(Tape& tape, Communicator& communicator, std::span<const Value> leaves);
-void wait_all_reduce(Tape& tape, const std::shared_ptr<PendingReduction>& pending, std::span<const Value> leaves);
+std::shared_ptr<PendingCollective> start_all_reduce(Tape& tape, Communicator& communicator, std::span<const Value> leaves);
+void wait_all_reduce(Tape& tape, const std::shared_ptr<PendingCollective>& pending, std::span<const Value> leaves);
+/// `part` = this rank's part of the sum of the leaf `whole` over all ranks; `whole` is used up.
+std::shared_ptr<PendingCollective> start_reduce_scatter(Tape& tape, Communicator& communicator, Value whole, Value part);
+void wait_reduce_scatter(Tape& tape, const std::shared_ptr<PendingCollective>& pending, Value whole, Value part);
+/// The leaf `whole` = all ranks' parts, one after the other; `part` may be its own place there.
+std::shared_ptr<PendingCollective> start_all_gather(Tape& tape, Communicator& communicator, Value whole, Value part);
+void wait_all_gather(Tape& tape, const std::shared_ptr<PendingCollective>& pending, Value whole);
+/// The sum of a small value over all ranks, started and waited for in one.
+Value sum_over_ranks(Tape& tape, Communicator& communicator, Value value);
+/// The leaf `whole` = 0, and where rank `rank`'s part lies, `part` (which may be empty): sums that go on from it.
+void begin_sum(Tape& tape, Value whole, Value part, int rank);
+/// `whole` = 0 but for that part.
+void clear_other_parts(Tape& tape, Value whole, int rank, int ranks);
 
 }  // namespace attamba::ops

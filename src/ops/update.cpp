@@ -56,6 +56,29 @@ class SquareSum final : public Op {
   }
 };
 
+class SquareDigits final : public Op {
+ public:
+  std::string_view name() const override { return "square_digits"; }
+  std::vector<TensorType> infer(std::span<const TensorType>) const override {
+    return {{DType::int64, {kernels::kSquareDigits}}};
+  }
+  std::size_t workspace(Device device, std::span<const TensorType> in, std::span<const TensorType>) const override {
+    return kernels::on(device).square_digits_workspace(in);
+  }
+  void run(const Launch& launch, std::span<const Tensor> in, std::span<const Tensor> out) const override {
+    kernels::on(launch).square_digits(launch, out[0], in);
+  }
+};
+
+class SquareDigitsToFloat final : public Op {
+ public:
+  std::string_view name() const override { return "square_digits_to_float"; }
+  std::vector<TensorType> infer(std::span<const TensorType>) const override { return {{DType::float64, {1}}}; }
+  void run(const Launch& launch, std::span<const Tensor> in, std::span<const Tensor> out) const override {
+    kernels::on(launch).square_digits_to_float(launch, out[0], in[0]);
+  }
+};
+
 /// Inputs: step, norm_squared, then per parameter compute?, master, moment1, moment2, gradient.
 class AdamW final : public InPlaceOp {
  public:
@@ -116,6 +139,14 @@ void fixed_point_to_float(Tape& tape, Value gradient, Value accumulator, Value p
 
 Value square_sum(Tape& tape, std::span<const Value> leaves) {
   return tape.emit_one(std::make_shared<SquareSum>(), leaves);
+}
+
+Value square_digits(Tape& tape, std::span<const Value> leaves) {
+  return tape.emit_one(std::make_shared<SquareDigits>(), leaves);
+}
+
+Value square_digits_to_float(Tape& tape, Value digits) {
+  return tape.emit_one(std::make_shared<SquareDigitsToFloat>(), {{digits}});
 }
 
 void adamw(Tape& tape, Value step, Value norm_squared, std::span<const AdamWLeaves> parameters,

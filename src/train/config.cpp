@@ -250,6 +250,10 @@ void check_train(const TrainConfig& t) {
         "must be a multiple of train.micro_batch = ", t.micro_batch, "; try ",
         (t.global_batch / t.micro_batch + 1) * t.micro_batch, ", or a micro_batch that divides it");
   check_at_least("train.seed", t.seed, 0);
+  check(t.zero >= 0 && t.zero <= 3, "train.zero", t.zero,
+        "must be 0 (every rank keeps everything), 1 (ranks divide optimizer state), 2 (gradients too) or 3 (weights too)");
+  check(t.zero == 0 || !t.compare_cpu, "train.zero", t.zero,
+        "goes without train.compare_cpu, which compares whole weights; use train.zero = 0 for that run");
   check_at_least("train.threads", t.threads, 0, "; use 0 for all threads that this process may use");
   check_at_least("train.log_every", t.log_every, 1);
   check(std::isfinite(t.spike_factor) && (t.spike_factor == 0 || t.spike_factor > 1), "train.spike_factor", t.spike_factor,

@@ -63,6 +63,8 @@ struct TrainConfig {
   std::string transport = "auto";
   bool recompute = false;
   bool deterministic = false;
+  std::int64_t zero = 0;
+  std::string zero_group = "all";
   std::int64_t threads = 0;
   double spike_factor = 10;
   std::int64_t skips_before_rollback = 3;
@@ -94,6 +96,14 @@ struct TrainConfig {
               {"auto", "nccl", "staged"}});
     visit.field("recompute", self.recompute, Field{"recompute each block in the backward pass: less memory, more time"});
     visit.field("deterministic", self.deterministic, Field{"the same bits for any number of ranks"});
+    visit.field("zero", self.zero,
+                Field{"what ranks divide among them instead of each keeping it: 0 = nothing; 1 = optimizer state and master "
+                      "weights; 2 = gradients too; 3 = weights too"});
+    visit.field(
+        "zero_group", self.zero_group,
+        Field{"who divides: all ranks, or those of each node among them, so that nodes exchange parts of gradients alone",
+              "",
+              {"all", "node"}});
     visit.field("threads", self.threads, Field{"threads per rank; 0 = all that this process may use", "threads"});
     visit.field(
         "spike_factor", self.spike_factor,

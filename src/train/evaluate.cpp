@@ -32,16 +32,20 @@ std::optional<EvaluationResult> Evaluator::run(ModelPrograms& programs, const st
   std::vector<std::int32_t> tokens(rows * (n + 1)), starts(rows * n);
   std::vector<std::int64_t> samples(rows);
   std::int64_t totals[2] = {0, 0};  // fixed-point loss and sums that are not finite: integers add up alike in any order
-  const std::int64_t stride = micro_batch_.sequences, round = communicator_.size() * stride;
-  for (std::int64_t begin_of_round = 0; begin_of_round < windows_; begin_of_round += round) {
+  const std::int64_t stride = micro_batch_.sequences;
+  const std::int64_t per_round = communicator_.size() * stride;
+  const bool together = programs.runs_together(ProgramKind::evaluate);
+  for (std::int64_t round = 0; round * per_round < windows_; ++round) {
     if (stop && stop()) {
       return std::nullopt;
     }
-    const std::int64_t first = begin_of_round + communicator_.rank() * stride;
-    if (first >= windows_) {
-      continue;  // the others have the last windows
+    // A rank that has no window left takes part with the first one, all of it masked, where ranks need each other.
+    const std::int64_t own = round * per_round + communicator_.rank() * stride;
+    if (own >= windows_ && !together) {
+      break;
     }
-    const auto used = static_cast<std::size_t>(std::min(stride, windows_ - first));
+    const std::int64_t first = own < windows_ ? own : 0;
+    const auto used = static_cast<std::size_t>(std::clamp<std::int64_t>(windows_ - own, 0, stride));
     for (std::size_t i = 0; i < rows; ++i) {
       // A last, partial batch repeats its first window; the copies are masked below.
       samples[i] = first + static_cast<std::int64_t>(i < used ? i : 0);

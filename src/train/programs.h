@@ -16,6 +16,8 @@
 #include "src/models/inputs.h"
 #include "src/models/model.h"
 #include "src/optim/optimizer.h"
+#include "src/train/sharding.h"
+#include "src/train/state_slice.h"
 
 namespace attamba {
 
@@ -33,6 +35,8 @@ struct ProgramOptions {
   bool recompute = false;
   bool deterministic = false;     ///< gradients summed as 64-bit fixed point: the same bits for any number of ranks
   std::int64_t global_batch = 1;  ///< sequences per step over all ranks; the loss is their mean over tokens
+  bool zero_on_node = false;      ///< ranks of one host divide among them, and hosts hold the same
+  int zero = 0;  ///< what ranks divide instead of each keeping it: 1 optimizer state, 2 gradients too, 3 weights too
   std::string optimizer = "adamw";
   OptimizerSettings optimizer_settings = {};
   bool training = true;
@@ -62,6 +66,7 @@ struct ProgramPlans {
   std::vector<Planned> programs;
   std::vector<ParameterInfo> parameters;
   std::vector<Block> storage;
+  std::shared_ptr<const Sharding> sharding;  ///< empty when every rank keeps everything
 
   const Planned& program(ProgramKind kind) const;
   /// The program whose arena is the largest: all share one.
@@ -71,8 +76,18 @@ struct ProgramPlans {
   MemoryReport memory() const;
 };
 
-/// The plans of rank `ranks.rank()` of `ranks.size()`. Nothing is allocated and the communicator is not used, only referred to.
-ProgramPlans plan_programs(const ProgramOptions& options, Communicator& ranks);
+/// Who sums up what: all ranks, those that divide things among them, and those of other such groups that own the same parts.
+struct RankGroups {
+  Communicator* all = nullptr;
+  Communicator* sharers = nullptr;  ///< may be `all`
+  Communicator* copies = nullptr;   ///< empty when there is one group
+};
+/// The plans of rank `ranks.rank()` of `ranks.size()`. Nothing is allocated and the communicators are not used, only referred
+/// to.
+ProgramPlans plan_programs(const ProgramOptions& options, const RankGroups& groups);
+inline ProgramPlans plan_programs(const ProgramOptions& options, Communicator& ranks) {
+  return plan_programs(options, RankGroups{.all = &ranks, .sharers = &ranks});
+}
 
 /// The device has no room for a rank's programs: says what is largest among what they need.
 class ProgramsTooLarge : public OutOfMemory {
@@ -115,11 +130,17 @@ class ModelPrograms {
   void initialize(std::uint64_t seed);
   /// Has `read` fill master weights ("parameters/NAME", accumulator type), also where this object keeps only compute weights.
   void load_weights(const std::function<void(const std::vector<NamedTensor>&)>& read);
-  /// After writing master weights from outside: refreshes the copies in the compute type.
+  /// After writing master weights from outside: refreshes the copies in the compute type, and those of other ranks' parts, so
+  /// all ranks call it.
   void refresh_compute_weights();
+  /// What a checkpoint holds, and this rank keeps: master weights ("parameters/NAME") and optimizer state ("moment1/NAME",
+  /// ...), whole or in part. Filling these and `refresh_compute_weights` is loading.
+  std::vector<StateSlice> kept_state() const;
+  /// Of these, what this rank saves: over all ranks, everything once.
+  std::vector<StateSlice> saved_state() const;
 
   BatchWriter& inputs() { return *writer_; }
-  /// Forward and backward of the batch in the inputs, gradients accumulating.
+  /// Forward and backward of the batch in the inputs, gradients accumulating. Of a step, all ranks make as many replays.
   void accumulate();
   /// Ends a step: the batch in the inputs (unless `empty`, for a rank without a last micro-batch), the reduction over ranks,
   /// the update, unless the gradient norm is not finite or above `norm_limit` > 0. `updates` counts optimizer updates done so
@@ -143,7 +164,11 @@ class ModelPrograms {
   Device device() const { return options_.device; }
   Storage& storage() { return storage_; }
   const std::vector<ParameterInfo>& parameters() const { return parameters_; }
-  /// Master weights of a parameter, in the accumulator type.
+  /// 1 to 3 when something is divided among ranks.
+  int zero() const { return sharding_ ? sharding_->stage() : 0; }
+  /// Whether a replay of this kind needs all ranks: then each makes as many as any other.
+  bool runs_together(ProgramKind kind) const;
+  /// Master weights of a parameter, in the accumulator type; like gradients, of a rank that keeps everything.
   Tensor master(const std::string& name) const;
   Tensor gradient(const std::string& name) const { return storage_.find("gradient/" + name); }
   /// Leaves that a checkpoint must hold besides the master weights: "moment1/NAME", ...
@@ -164,16 +189,25 @@ class ModelPrograms {
     std::unique_ptr<RecordedWork> recorded;
   };
   void make_memory(const ProgramPlans& plans);
-  void run(Replay& replay);
+  void run(ProgramKind kind);
   Replay& replay_of(ProgramKind kind) { return replays_[static_cast<std::size_t>(kind)]; }
-  void write_weights(const Tensor& to, std::span<const float> values);
+  /// Elements of a parameter that this rank keeps, as a view of its master weights and one of their copies, if any.
+  struct KeptWeights {
+    std::size_t parameter = 0;
+    std::int64_t begin = 0, end = 0;
+    Tensor master, compute;
+  };
+  std::vector<KeptWeights> kept_weights() const;
+  RankGroups make_groups();
 
   ProgramOptions options_;
   Communicator& communicator_;
+  std::unique_ptr<Communicator> sharers_, copies_;  ///< groups of ranks, where they are not all
   std::unique_ptr<Optimizer> optimizer_;
   Storage storage_;
   Arena arena_;
   std::vector<ParameterInfo> parameters_;
+  std::shared_ptr<const Sharding> sharding_;
   Plan largest_plan_;
   MemoryReport memory_;
   std::array<Replay, kKinds> replays_;

@@ -33,6 +33,8 @@ constexpr std::array kMayChange{"/run",
                                 "/train/rollbacks",
                                 "/train/debug",
                                 "/train/recompute",
+                                "/train/zero",
+                                "/train/zero_group",
                                 "/train/watch",
                                 "/train/compare_cpu",
                                 "/model/chunking/ends_file"};

@@ -192,8 +192,11 @@ RunPlan plan_run(const RunPlanRequest& request) {
   plan.micro_batches = t.global_batch / t.micro_batch;
   plan.steps = request.tokens > 0 ? static_cast<std::int64_t>(std::ceil(request.tokens / plan.tokens_per_step())) : t.steps;
   const std::int64_t replays = (plan.micro_batches + request.ranks - 1) / request.ranks;
+  RunPlanRequest undivided = request;
+  undivided.config.train.zero = 0;
+  const Demands whole = t.zero == 0 ? plan.demands : demands_of(undivided);
   for (int stage = 0; stage <= 3; ++stage) {
-    plan.stages.push_back(stage_by_rule(request, plan.demands, stage, replays));
+    plan.stages.push_back(stage_by_rule(request, whole, stage, replays));
   }
   add_warnings(plan);
   if (!plan.fits()) {

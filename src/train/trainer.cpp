@@ -151,21 +151,6 @@ void Trainer::open_run_folder() {
   on_first_rank([&] { claim_run_folder(config_, samples_->config().sources, evaluator_ ? &evaluator_->dataset() : nullptr); });
 }
 
-std::vector<NamedTensor> Trainer::checkpoint_tensors() const {
-  std::vector<NamedTensor> tensors;
-  for (const ParameterInfo& parameter : programs_->parameters()) {
-    tensors.push_back({"parameters/" + parameter.name, programs_->master(parameter.name)});
-  }
-  for (const std::string& leaf : programs_->state_leaves()) {
-    tensors.push_back({leaf, programs_->storage().find(leaf)});
-  }
-  return tensors;
-}
-
-std::vector<StateSlice> Trainer::checkpoint_slices() const {
-  return even_share(checkpoint_tensors(), communicator_.rank(), communicator_.size());
-}
-
 void Trainer::open_checkpoints() {
   const CheckpointConfig& c = config_.checkpoint;
   checkpoints_ = std::make_unique<CheckpointWriter>(
@@ -196,7 +181,7 @@ bool Trainer::load_newest_checkpoint() {
       state_.data_fingerprint == samples_->fingerprint(), found->folder.string(),
       ": was trained on other data (or another seed, sequence length or weights of sources); resuming would skip and repeat "
       "samples. Put the data back, or start another run.folder");
-  load_slices(*found, whole_slices(checkpoint_tensors()));
+  load_slices(*found, programs_->kept_state());
   programs_->refresh_compute_weights();
   checkpoints_->loaded(state_.step);
   return true;
@@ -287,7 +272,7 @@ Trainer::Outcome Trainer::run() {
   if (checkpoints_ && state_.step > 0) {
     watchdog_->enter(Phase::saving, state_.step);
     state_.norms = bad_steps_.norms();
-    checkpoints_->save_now(state_, checkpoint_slices());
+    checkpoints_->save_now(state_, programs_->saved_state());
   }
   report_end();
   return complete() ? Outcome::finished : Outcome::stopped;
@@ -321,19 +306,22 @@ StepResult Trainer::step() {
     std::cerr << "step " << state_.step + 1 << '\n';
   }
   std::vector<std::int64_t> samples;
-  for (std::int64_t j = 0; j < share_.count(); ++j) {
-    const std::optional<Batch> batch = next_batch();
-    if (!batch) {
-      programs_->spoil_step();
-      break;
+  for (std::int64_t j = 0; j < share_.rounds(); ++j) {
+    const bool last = j + 1 == share_.rounds();
+    if (j < share_.count() && !data_stuck_) {
+      if (const std::optional<Batch> batch = next_batch()) {
+        samples.assign(batch->sample_indices.begin(), batch->sample_indices.end());
+        programs_->inputs().write(batch->tokens, batch->document_starts, samples,
+                                  static_cast<std::uint64_t>(config_.train.seed), state_.step);
+        if (compare_cpu_) {
+          compare_with_cpu(*batch, samples);
+        }
+      } else {
+        programs_->spoil_step();
+      }
     }
-    samples.assign(batch->sample_indices.begin(), batch->sample_indices.end());
-    programs_->inputs().write(batch->tokens, batch->document_starts, samples, static_cast<std::uint64_t>(config_.train.seed),
-                              state_.step);
-    if (compare_cpu_) {
-      compare_with_cpu(*batch, samples);
-    }
-    if (j + 1 < share_.count()) {
+    // A rank whose data does not come replays what it has, where the others' replays need it: the step does not count.
+    if (!last && (!data_stuck_ || programs_->runs_together(ProgramKind::accumulate))) {
       naming_samples(samples, [&] { programs_->accumulate(); });
     }
     watchdog_->tick();
@@ -349,8 +337,8 @@ StepResult Trainer::step() {
   news_.abandoned = data_stuck_ ? 1 : 0;
   norm_limit_ = bad_steps_.norm_limit();
   const StepResult result = naming_samples(samples, [&] {
-    return programs_->finish_step(learning_rate(schedule, state_.step), state_.updates, share_.count() == 0 || data_stuck_,
-                                  news_, norm_limit_);
+    return programs_->finish_step(learning_rate(schedule, state_.step), state_.updates,
+                                  share_.count() < share_.rounds() || data_stuck_, news_, norm_limit_);
   });
   const double own = monotonic_seconds() - step_began_ - (communicator_.progress().waited() - waited);
   news_.nanoseconds = ++steps_here_ <= kFirstSteps || share_.count() == 0
@@ -389,7 +377,7 @@ void Trainer::after_step(const StepResult& result) {
   if (save_due_ && bad_steps_.skipped_in_a_row() == 0 && !stop_ && state_.step < config_.train.steps) {
     save_due_ = false;
     state_.norms = bad_steps_.norms();
-    checkpoints_->save(state_, checkpoint_slices());
+    checkpoints_->save(state_, programs_->saved_state());
     bad_steps_.recovered();
     vote_on_stop();
   }

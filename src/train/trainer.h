@@ -30,6 +30,8 @@ struct MicroBatchShare {
   std::int64_t per_step = 1;  ///< micro-batches of a step over all ranks
   std::int64_t rank = 0, ranks = 1;
 
+  /// Replays of a step, the last one of which closes it, with a micro-batch or without. All ranks make as many.
+  std::int64_t rounds() const { return (per_step + ranks - 1) / ranks; }
   std::int64_t count() const { return rank < per_step ? (per_step - rank + ranks - 1) / ranks : 0; }
   /// Number within the step of this rank's j-th one.
   std::int64_t micro_batch(std::int64_t j) const { return rank + j * ranks; }
@@ -85,9 +87,6 @@ class Trainer {
   bool due(std::int64_t every) const { return every > 0 && state_.step % every == 0; }
   bool leads() const { return communicator_.rank() == 0; }
   std::filesystem::path folder() const { return config_.run.folder; }
-  std::vector<NamedTensor> checkpoint_tensors() const;
-  /// What this rank saves.
-  std::vector<StateSlice> checkpoint_slices() const;
   void open_checkpoints();
   /// Runs `body` on rank 0; when it throws there, every rank throws.
   template <class Body>

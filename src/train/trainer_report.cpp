@@ -1,4 +1,6 @@
 // What a trainer says: the lines on standard error, metrics.jsonl and events.jsonl.
+#include <algorithm>
+#include <array>
 #include <cstdio>
 #include <iostream>
 #include <nlohmann/json.hpp>
@@ -64,6 +66,14 @@ void Trainer::report_setup() {
       << format_quantity(
              programs_->model_flops() / static_cast<double>(config_.train.micro_batch * config_.data.sequence_length), "FLOP")
       << " per token; matrix products reach " << format_quantity(peak_flops_, "FLOP/s") << " here\n";
+  if (programs_->zero() > 0) {
+    const bool on_node = config_.train.zero_group == "node";
+    constexpr std::array<std::string_view, 3> kDivided{"optimizer state", "optimizer state and gradients",
+                                                       "optimizer state, gradients and weights"};
+    out << "  ZeRO stage " << programs_->zero() << ": " << kDivided[static_cast<std::size_t>(programs_->zero() - 1)]
+        << " divided among " << (on_node ? communicator_.local_size() : communicator_.size())
+        << (on_node ? " ranks of each node\n" : " ranks\n");
+  }
   print_memory_table(out, programs_->memory(), programs_->largest_plan());
   if (state_.step > 0) {
     out << "  resuming after step " << format_integer(state_.step) << '\n';

@@ -162,7 +162,7 @@ Case fixed_point(std::int64_t elements) {
 }
 
 Case update(std::int64_t rows, std::int64_t width, double clip) {
-  return {concat("square_sum, adamw ", rows, 'x', width, " clip ", clip), [=](Side& s) {
+  return {concat("square_sum, square_digits, adamw ", rows, 'x', width, " clip ", clip), [=](Side& s) {
             std::vector<kernels::AdamWParameter> parameters;
             std::vector<Tensor> gradients;
             std::vector<TensorType> types;
@@ -179,9 +179,14 @@ Case update(std::int64_t rows, std::int64_t width, double clip) {
             std::vector<double> fields(kernels::kStepFields, 0.25);
             fields[kernels::kStepNormLimit] = 0;
             const Tensor step = s.float64s(fields), norm = s.output(DType::float64, {1});
+            const Tensor digits = s.output(DType::int64, {kernels::kSquareDigits}), exact = s.output(DType::float64, {1});
             s.on().square_sum(s.launch(s.on().square_sum_workspace(types)), norm, gradients);
+            s.on().square_digits(s.launch(s.on().square_digits_workspace(types)), digits, gradients);
+            s.on().square_digits_to_float(s.launch(), exact, digits);
             s.on().adamw(s.launch(), step, parameters, norm, {.weight_decay = 0.1, .clip = clip});
-            std::vector<Output> outputs{{"norm^2", norm, 1e-12, 1e-12}, {"gradient", gradients[0], kNothing, kNothing}};
+            std::vector<Output> outputs{{"norm^2", norm, 1e-12, 1e-12},
+                                        {"exact norm^2", exact, 1e-12, 1e-12},
+                                        {"gradient", gradients[0], kNothing, kNothing}};
             for (const kernels::AdamWParameter& p : parameters) {
               const std::string of = concat(' ', p.master.shape().rank(), "d ", p.master.shape().columns());
               outputs.push_back({"master" + of, p.master, kPointwise, kPointwise});

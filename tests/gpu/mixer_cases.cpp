@@ -1,4 +1,4 @@
-// Attention and the chunked scan.
+// Attention, the chunked scan, recurrences.
 #include <algorithm>
 #include <cmath>
 
@@ -127,9 +127,65 @@ Case scan(const Layout& layout, const kernels::ScanShape& widths, bool bias, boo
       large};
 }
 
+// ----------------------------------------------------------------------------------------------------------- recurrences
+/// Float32 arithmetic: up to a hundred roundings lie behind a row. In bfloat16 each result is rounded once, but the backward
+/// pass reads a state that was.
+Case recurrence(const Layout& layout, kernels::RecurrenceForm form, std::int64_t columns, bool large = false) {
+  const char* const names[] = {"plain", "minGRU", "RG-LRU"};
+  const std::string name = concat("linear_recurrence ", names[static_cast<int>(form)], ", ", layout.name, ", ",
+                                  layout.sequences, 'x', layout.n, 'x', columns);
+  return {name,
+          [=](Side& s) {
+            constexpr double kBefore = 0.5, kSums = 1e-5;
+            const bool all = form == kernels::RecurrenceForm::rg_lru;
+            const Shape shape{layout.sequences * layout.n, columns}, rates{columns / 2};
+            const Tensor starts = s.integers(HostTable(layout).starts);
+            const kernels::RecurrenceInputs in{.a = s.numbers(shape, form == kernels::RecurrenceForm::plain ? 0.5 : 2),
+                                               .b = s.numbers(shape),
+                                               .u = all ? s.numbers(shape) : Tensor{},
+                                               .rate = all ? s.sums(rates, 0.5) : Tensor{}};
+            const Tensor dh = s.numbers(shape), h = s.output(shape);
+            const kernels::RecurrenceInputs gradients{.a = s.output(shape),
+                                                      .b = s.output(shape),
+                                                      .u = all ? s.output(shape) : Tensor{},
+                                                      .rate = all ? s.constant(s.sum_type(), rates, kBefore) : Tensor{}};
+            const kernels::Backend& on = s.on();
+            on.linear_recurrence(s.launch(), h, in, starts, form, layout.n);
+            on.linear_recurrence_backward(s.launch(on.linear_recurrence_backward_workspace(h.type, form, layout.n)), gradients,
+                                          dh, h, in, starts, form, layout.n);
+            std::vector<Output> outputs{
+                {"h", h, kSums, 0x1p-8}, {"da", gradients.a, kSums, 0x1p-7}, {"db", gradients.b, kSums, 0x1p-8}};
+            if (all) {
+              outputs.push_back({"du", gradients.u, kSums, 0x1p-8});
+              outputs.push_back({"drate", gradients.rate, 4 * kSums, 0x1p-7, kBefore});
+            }
+            return outputs;
+          },
+          large};
+}
+
+Case convolution(const Layout& layout, std::int64_t columns, std::int64_t taps, bool large = false) {
+  return {concat("causal_conv_silu ", layout.name, ", ", layout.sequences, 'x', layout.n, 'x', columns, ", ", taps, " taps"),
+          [=](Side& s) {
+            constexpr double kBefore = 0.5, kSums = 1e-5;
+            const Shape shape{layout.sequences * layout.n, columns};
+            const Tensor starts = s.integers(HostTable(layout).starts), x = s.numbers(shape), dout = s.numbers(shape);
+            const Tensor weight = s.sums({columns, taps}), out = s.output(shape), dx = s.output(shape);
+            const Tensor dweight = s.constant(s.sum_type(), {columns, taps}, kBefore);
+            const kernels::Backend& on = s.on();
+            on.causal_conv_silu(s.launch(), out, x, weight, starts);
+            on.causal_conv_silu_backward(s.launch(on.causal_conv_silu_backward_workspace(x.type, weight.type)), dx, dweight,
+                                         dout, x, weight, starts);
+            return std::vector<Output>{
+                {"out", out, kSums, 0x1p-8}, {"dx", dx, kSums, 0x1p-8}, {"dweight", dweight, kSums, 1e-4, kBefore}};
+          },
+          large};
+}
+
 }  // namespace
 
 std::vector<Case> mixer_cases() {
+  using Form = kernels::RecurrenceForm;
   const Layout chunks{"chunks of 8", 2, 90, "uniform", 8, 16}, own{"own chunk", 1, 65, "cyclic", 8, 0},
       random{"random", 3, 70, "random", 8, 5}, causal{"causal", 1, 130}, window{"window of 37", 1, 150, "", 8, 37},
       pseudo{"pseudo-chunks", 1, 80, "none", 8, 16}, documents{"documents", 2, 120, "uniform", 8, 16, {0, 1, 40, 41, 99}},
@@ -161,7 +217,15 @@ std::vector<Case> mixer_cases() {
           scan(long_chunks, papers, false, true),
           scan(own, wide, true, true),
           scan(paper, papers, false, true, true),
-          scan(dense, papers, false, true, true)};
+          scan(dense, papers, false, true, true),
+          recurrence(causal, Form::plain, 40),
+          recurrence(documents, Form::min_gru, 132),
+          recurrence(random, Form::rg_lru, 34),
+          recurrence(dense, Form::min_gru, 1280, true),
+          recurrence(dense, Form::rg_lru, 768, true),
+          convolution(documents, 40, 4),
+          convolution(random, 33, 8),
+          convolution(dense, 1280, 4, true)};
 }
 
 }  // namespace attamba::gpu_check

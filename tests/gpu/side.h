@@ -68,7 +68,7 @@ struct Case {
   std::vector<DType> types = {};  ///< empty: float32 and bfloat16
 };
 
-/// kernel_cases.cpp, mixer_cases.cpp (attention and scan)
+/// kernel_cases.cpp, mixer_cases.cpp (attention, scan, recurrences)
 std::vector<Case> kernel_cases();
 std::vector<Case> mixer_cases();
 

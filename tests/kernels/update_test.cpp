@@ -173,6 +173,68 @@ TEST(SquareSum, SumsAllTensorsInFloat64) {
   EXPECT_FALSE(std::isfinite(compute()[0]));
 }
 
+template <class T>
+std::vector<std::int64_t> digits_of(const std::vector<Tensor>& tensors) {
+  std::vector<TensorType> types;
+  for (const Tensor& tensor : tensors) {
+    types.push_back(tensor.type);
+  }
+  const Scratch scratch(square_digits_workspace(types));
+  Array<std::int64_t> digits({kSquareDigits}, 77);
+  square_digits(scratch.launch(), digits.tensor(), tensors);
+  return digits.data;
+}
+
+double value_of(std::vector<std::int64_t> digits) {
+  Array<double> out({1});
+  square_digits_to_float({}, out.tensor(), {digits.data(), {DType::int64, {kSquareDigits}}});
+  return out[0];
+}
+
+/// What fixed-point sums become: multiples of 2^-48, of all sizes up to 2^15.
+template <class A>
+Array<A> fixed_point_values(std::int64_t size) {
+  auto values = random_array<A>({size}, 21);
+  for (std::size_t i = 0; i < values.size(); ++i) {
+    values[i] = static_cast<A>(std::rint(std::ldexp(values.real(i), static_cast<int>(i % 62))) * 0x1p-48);
+  }
+  return values;
+}
+
+TYPED_TEST(Update, DigitsOfSquaresAreExactInAnyPartition) {
+  auto values = fixed_point_values<TypeParam>(50001);
+  values[3] = static_cast<TypeParam>(0x1p15);
+  values[4] = static_cast<TypeParam>(-0x1p-48);
+  long double expected = 0;
+  for (std::size_t i = 0; i < values.size(); ++i) {
+    expected += static_cast<long double>(values.real(i)) * static_cast<long double>(values.real(i));
+  }
+  const std::vector<std::int64_t> whole = digits_of<TypeParam>({values.tensor()});
+  EXPECT_NEAR(value_of(whole) / static_cast<double>(expected), 1, 4 * 0x1p-53 + 50001 * 0x1p-64);
+  for (const std::int64_t cut : {1, 17, 16384, 40000}) {
+    const Tensor first{values.data.data(), {kDTypeOf<TypeParam>, {cut}}};
+    const Tensor second{values.data.data() + cut, {kDTypeOf<TypeParam>, {50001 - cut}}};
+    EXPECT_EQ(digits_of<TypeParam>({second, first}), whole) << cut;
+    std::vector<std::int64_t> sum = digits_of<TypeParam>({first}), rest = digits_of<TypeParam>({second});
+    std::transform(sum.begin(), sum.end(), rest.begin(), sum.begin(), std::plus<>());
+    EXPECT_EQ(sum, whole) << cut;
+  }
+  const Array<TypeParam> least({1}, static_cast<TypeParam>(0x1p-48));
+  EXPECT_EQ(digits_of<TypeParam>({const_cast<Array<TypeParam>&>(least).tensor()}), (std::vector<std::int64_t>{1, 0, 0, 0, 0}));
+  EXPECT_EQ(value_of(digits_of<TypeParam>({const_cast<Array<TypeParam>&>(least).tensor()})), 0x1p-96);
+  EXPECT_EQ(value_of(digits_of<TypeParam>({})), 0);
+}
+
+TYPED_TEST(Update, DigitsCountWhatTheyCannotHold) {
+  for (const double wrong : {std::numeric_limits<double>::quiet_NaN(), -std::numeric_limits<double>::infinity(), 0x1p16}) {
+    auto values = fixed_point_values<TypeParam>(300);
+    values[7] = static_cast<TypeParam>(wrong);
+    const auto digits = digits_of<TypeParam>({values.tensor()});
+    EXPECT_EQ(digits[4], 1);
+    EXPECT_TRUE(std::isnan(value_of(digits)));
+  }
+}
+
 // ------------------------------------------------------------------------------------------------ AdamW
 
 enum class Copy { kNone, kSame, kBfloat16 };

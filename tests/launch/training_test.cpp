@@ -45,6 +45,30 @@ TEST_F(Training, MoreRanksThanMicroBatchesIsTheSameRunToo) {
   expect_same_run("wide1", "wide3");
 }
 
+TEST_F(Training, WhatRanksDivideAmongThemChangesNoBit) {
+  const std::string more = "--train.deterministic true --train.dtype bfloat16";
+  train_well("whole", 1, more + " --train.zero 3");  // nobody to divide with
+  const auto evaluated = [&](const std::string& name) {
+    const Outcome outcome = shell(concat("OMP_NUM_THREADS=1 ", ATTAMBA_PROGRAM, " eval ", run_folder(name).string(), " --data ",
+                                         (folder_ / "data/valid").string()));
+    EXPECT_EQ(outcome.exit_code, 0) << outcome.output;
+    return outcome.output.substr(outcome.output.find('\n'));  // the first line names the run
+  };
+  const std::string expected = evaluated("whole");
+  for (const int zero : {1, 2, 3}) {
+    const std::string name = concat("zero", zero), as_stage = concat(more, " --train.zero ", zero);
+    const Outcome outcome = train(name, 2, as_stage);
+    ASSERT_EQ(outcome.exit_code, 0) << outcome.output;
+    EXPECT_THAT(outcome.output, HasSubstr(concat("ZeRO stage ", zero)));
+    // The last steps are lost and computed again by three ranks, at another stage.
+    fs::remove_all(run_folder(name) / "checkpoints/step-000000006");
+    train_well(name, 3, concat(more, " --train.zero ", 3 - zero));
+    EXPECT_EQ(losses(name), losses("whole")) << name;
+    EXPECT_EQ(evaluations(name), evaluations("whole")) << name;
+    EXPECT_EQ(evaluated(name), expected) << name;
+  }
+}
+
 TEST_F(Training, OrdinaryRunsAgreeOverRanks) {
   train_well("plain1", 1);
   for (const int ranks : {2, 3}) {

@@ -70,7 +70,7 @@ export ATTAMBA_SSH="$work/on"
 "$work/on" one "$top/launch/mpirun.sh --hosts one:2,two:2 --requeue 3 $attamba train ${settings[*]} --run.folder $work/hosts" > "$work/log" 2>&1 &
 script=$!
 for ((i = 0; i < 300; i++)); do
-  (($(wc -l < "$work/hosts/metrics.jsonl" 2> /dev/null || echo 0) > 20)) && break
+  (($(grep -c '' "$work/hosts/metrics.jsonl" 2> /dev/null || true) > 20)) && break
   sleep 0.05
 done
 for process in $(ip netns pids "at${id}two"); do

@@ -1,8 +1,11 @@
 // Ops without a gradient, through a program: that each hands its leaves to the kernel in the right places. Their arithmetic is
 // tested in tests/kernels.
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <cstring>
+#include <functional>
 #include <limits>
 
 #include "comm/single_process.h"
@@ -150,16 +153,21 @@ class Doubling final : public Communicator {
   }
   std::unique_ptr<Request> start_all_reduce_sum(const Tensor& data) override {
     started.push_back(data);
-    struct Late final : Request {
-      Late(Doubling& communicator, const Tensor& tensor) : owner(communicator), reduced(tensor) {}
-      void wait() override { owner.all_reduce_sum(reduced); }
-      Doubling& owner;
-      Tensor reduced;
-    };
-    return std::make_unique<Late>(*this, data);
+    return later([this, data] { all_reduce_sum(data); });
   }
-  std::unique_ptr<Request> start_reduce_scatter_sum(const Tensor&, const Tensor&) override { return nullptr; }
-  std::unique_ptr<Request> start_all_gather(const Tensor&, const Tensor&) override { return nullptr; }
+  std::unique_ptr<Request> start_reduce_scatter_sum(const Tensor& whole, const Tensor& part) override {
+    return later([this, whole, part] {
+      all_reduce_sum(whole);
+      std::memmove(part.data, whole.data, part.bytes());
+    });
+  }
+  std::unique_ptr<Request> start_all_gather(const Tensor& whole, const Tensor& part) override {
+    return later([whole, part] {
+      for (std::size_t rank = 0; rank < 2; ++rank) {
+        std::memmove(static_cast<std::byte*>(whole.data) + rank * part.bytes(), part.data, part.bytes());
+      }
+    });
+  }
   void all_reduce_max(const Tensor&) override {}
   void broadcast(const Tensor&, int) override {}
   void all_gather(const Tensor&, const Tensor&) override {}
@@ -167,6 +175,17 @@ class Doubling final : public Communicator {
   [[noreturn]] void abort(int) override { throw Error("abort"); }
 
   std::vector<Tensor> started;
+
+ private:
+  /// Done at the wait, the latest moment that there is.
+  static std::unique_ptr<Request> later(std::function<void()> work) {
+    struct Late final : Request {
+      explicit Late(std::function<void()> to_do) : work(std::move(to_do)) {}
+      void wait() override { work(); }
+      std::function<void()> work;
+    };
+    return std::make_unique<Late>(std::move(work));
+  }
 };
 
 TEST(StateOps, AllReduceSendsNeighboursTogetherAndEndsAtTheWait) {
@@ -192,6 +211,74 @@ TEST(StateOps, AllReduceSendsNeighboursTogetherAndEndsAtTheWait) {
   for (const char* name : {"a", "b", "far"}) {
     EXPECT_EQ(values_of(storage.find(name)), (std::vector<double>{2, 4, 6, 8, 10})) << name;
   }
+}
+
+TEST(StateOps, SumsGoOnFromARanksPartAndEndInIt) {
+  Doubling communicator;
+  Tape tape;
+  const TensorType whole_type{DType::float32, {6}}, part_type{DType::float32, {3}};
+  const Value whole = tape.leaf("whole", whole_type, Role::gradient), part = tape.leaf("part", part_type, Role::gradient);
+  ops::begin_sum(tape, whole, part, 1);
+  const auto pending = ops::start_reduce_scatter(tape, communicator, whole, part);
+  ops::wait_reduce_scatter(tape, pending, whole, part);
+  const Value gathered = tape.leaf("gathered", whole_type, Role::parameter);
+  const auto gathering = ops::start_all_gather(tape, communicator, gathered, part);
+  ops::wait_all_gather(tape, gathering, gathered);
+  const Value cleared = tape.leaf("cleared", whole_type, Role::gradient),
+              empty = tape.leaf("empty", whole_type, Role::gradient);
+  ops::clear_other_parts(tape, cleared, 1, 2);
+  ops::begin_sum(tape, empty, {}, 0);
+  Built built(tape);
+  Storage& storage = built.storage;
+  assign(storage.find("whole"), {9, 9, 9, 9, 9, 9});
+  assign(storage.find("part"), {1, 2, 3});
+  assign(storage.find("cleared"), {1, 2, 3, 4, 5, 6});
+  assign(storage.find("empty"), {1, 2, 3, 4, 5, 6});
+  built.program.run({});
+  EXPECT_THAT(values_of(storage.find("whole")), testing::ElementsAre(0, 0, 0, 2, 4, 6)) << "part 1 of the whole, twice";
+  EXPECT_THAT(values_of(storage.find("gathered")), testing::ElementsAre(0, 0, 0, 0, 0, 0)) << "the fake is rank 0";
+  EXPECT_THAT(values_of(storage.find("cleared")), testing::ElementsAre(0, 0, 0, 4, 5, 6));
+  EXPECT_THAT(values_of(storage.find("empty")), testing::Each(0));
+}
+
+TEST(StateOps, SumsOverRanksAreNewValues) {
+  Doubling communicator;
+  Tape tape;
+  const TensorType type{DType::float32, {2}};
+  const Value x = tape.input("x", type), sum = ops::sum_over_ranks(tape, communicator, x);
+  tape.mark_output(sum);
+  Built built(tape);
+  Storage& storage = built.storage;
+  assign(storage.find("x"), {3, 4});
+  built.program.run({});
+  EXPECT_THAT(values_of(built.program.tensor(sum)), testing::ElementsAre(6, 8));
+  EXPECT_THAT(values_of(storage.find("x")), testing::ElementsAre(3, 4)) << "a leaf stays";
+}
+
+TEST(StateOps, SquaresAddUpExactlyHoweverTheyAreDivided) {
+  const auto digits_of = [&](const std::vector<std::vector<double>>& leaves) {
+    Tape tape;
+    std::vector<Value> values;
+    for (std::size_t i = 0; i < leaves.size(); ++i) {
+      values.push_back(
+          tape.leaf(concat("g", i), {DType::float32, {static_cast<std::int64_t>(leaves[i].size())}}, Role::gradient));
+    }
+    const Value digits = ops::square_digits(tape, values), sum = ops::square_digits_to_float(tape, digits);
+    tape.mark_output(digits);
+    tape.mark_output(sum);
+    Built built(tape);
+    Storage& storage = built.storage;
+    for (std::size_t i = 0; i < leaves.size(); ++i) {
+      assign(storage.find(concat("g", i)), leaves[i]);
+    }
+    built.program.run({});
+    const auto span = built.program.tensor(digits).span<std::int64_t>();
+    return std::pair(std::vector<std::int64_t>(span.begin(), span.end()), values_of(built.program.tensor(sum))[0]);
+  };
+  const auto whole = digits_of({{3, 0x1p-40, 0x1p14}}), parts = digits_of({{0x1p14}, {}, {0x1p-40, 3}});
+  EXPECT_EQ(whole, parts);
+  EXPECT_EQ(whole.second, 9 + 0x1p28) << "2^-80 is in the digits, and beyond float64";
+  EXPECT_EQ(whole.first[0], 0x10000);
 }
 
 }  // namespace

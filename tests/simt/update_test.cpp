@@ -113,6 +113,39 @@ TEST(UpdateOnTheEmulator, SquaresAddUpOverAllTensors) {
   EXPECT_TRUE(std::isnan(square_sum_of(tensors)));
 }
 
+TEST(UpdateOnTheEmulator, DigitsOfSquaresAreTheCpus) {
+  std::vector<DeviceTensor> tensors;
+  for (const std::int64_t size : {0, 1, 7, 8193, 40001}) {
+    auto values = DeviceTensor::random(DType::float32, {size}, 12).values();
+    for (std::size_t i = 0; i < values.size(); ++i) {  // from denormal to the largest that fits
+      values[i] = std::ldexp(values[i], static_cast<int>(i % 170) - 155);
+    }
+    const double rare[] = {NAN, 65535.996, 65536, -kHuge, 0};
+    for (std::size_t i = 0; i < std::size(rare) && 9 * i + 9 < values.size(); ++i) {
+      values[9 * i + 9] = rare[i];
+    }
+    tensors.push_back(DeviceTensor(DType::float32, {size}, values));
+  }
+  std::vector<Tensor> views(tensors.begin(), tensors.end());
+  for (std::size_t count = 0; count <= views.size(); ++count) {
+    const std::span<const Tensor> some(views.data(), count);
+    std::vector<TensorType> types;
+    for (const Tensor& view : some) {
+      types.push_back(view.type);
+    }
+    const DeviceTensor digits(DType::int64, {kernels::kSquareDigits}, 7.0),
+        expected(DType::int64, {kernels::kSquareDigits}, 7.0);
+    std::vector<std::byte> scratch(cpu::square_digits_workspace(types));
+    cuda::square_digits(device_launch(cuda::square_digits_workspace(types)), digits, some);
+    cpu::square_digits({.scratch = scratch}, expected, some);
+    EXPECT_TRUE(digits.same_bits(expected)) << count;
+    const DeviceTensor sum(DType::float64, {1}), expected_sum(DType::float64, {1});
+    cuda::square_digits_to_float(device_launch(), sum, digits);
+    cpu::square_digits_to_float({}, expected_sum, expected);
+    EXPECT_TRUE(within(sum, expected_sum, 0)) << count;
+  }
+}
+
 TEST(UpdateOnTheEmulator, ListsOfTensorsMayBeLong) {
   std::vector<DeviceTensor> tensors;
   for (std::int64_t i = 0; i < 1500; ++i) {  // more than a launch's parameters hold

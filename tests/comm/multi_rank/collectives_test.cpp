@@ -349,6 +349,27 @@ TEST(Progress, CountsCollectivesAlikeOnAllRanks) {
   EXPECT_EQ(numbers[0], -numbers[1]) << "numbers agree between ranks";
 }
 
+TEST(Groups, AreCommunicatorsOfTheirOwn) {
+  EXPECT_EQ(world().first_local_rank(), 0);
+  if (world().description().starts_with("TCP")) {
+    EXPECT_THAT([] { world().split(0); }, testing::ThrowsMessage<UsageError>(testing::HasSubstr("mpirun")));
+    return;
+  }
+  const auto group = world().split(world().rank() % 2);
+  EXPECT_EQ(group->size(), (world().size() + 1 - world().rank() % 2) / 2);
+  EXPECT_EQ(group->rank(), world().rank() / 2);
+  std::vector<std::int64_t> all = {1}, some = {world().rank()};
+  const auto over_all = world().start_all_reduce_sum(view(all));
+  group->start_all_reduce_sum(view(some))->wait();
+  over_all->wait();
+  EXPECT_EQ(all[0], world().size());
+  std::int64_t expected = 0;
+  for (int rank = world().rank() % 2; rank < world().size(); rank += 2) {
+    expected += rank;
+  }
+  EXPECT_EQ(some[0], expected);
+}
+
 TEST(Errors, RanksThatDoDifferentThingsAllHearOfIt) {
   if (world().size() == 1) {
     return;  // one rank always agrees with itself

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <charconv>
 #include <chrono>
 #include <csignal>
 
@@ -82,10 +83,13 @@ TimeLimit::TimeLimit(double seconds, double reserve, const EnvironmentLookup& lo
   if (seconds > 0) {
     end_ = program_began + seconds;
   }
-  const double slurm = seconds_from_environment("SLURM_JOB_END_TIME", 0, lookup);
-  if (slurm > 0) {
+  if (const std::optional<std::string> text = lookup("SLURM_JOB_END_TIME")) {
+    std::int64_t slurm = 0;
+    const auto [rest, error] = std::from_chars(text->data(), text->data() + text->size(), slurm);
+    require<UsageError>(error == std::errc() && rest == text->data() + text->size(), "SLURM_JOB_END_TIME is \"", *text,
+                        "\"; it must be a number of seconds since 1970; unset it to train without");
     const double today = std::chrono::duration<double>(std::chrono::system_clock::now().time_since_epoch()).count();
-    const double end = monotonic_seconds() + slurm - today;
+    const double end = monotonic_seconds() + static_cast<double>(slurm) - today;
     end_ = end_ ? std::min(*end_, end) : end;
   }
 }

@@ -129,6 +129,7 @@ int run(int argc, char** argv) {
     std::cerr << "attamba: error: rank " << real->rank() << ": " << error.what() << std::endl;
     real->abort(1);
   }
+  std::_Exit(1);
 }
 
 }  // namespace

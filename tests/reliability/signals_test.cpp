@@ -45,9 +45,7 @@ class Signals : public Reliability {
     number.erase(std::remove(number.begin(), number.end(), ','), number.end());
     EXPECT_EQ(saved_step(name), std::stoll(number)) << output;
   }
-  static double worst_;
 };
-double Signals::worst_ = 0;
 
 // Settings that make a phase take most of the time, so that signals at random times fall into it.
 const std::vector<std::pair<std::string, std::vector<std::pair<std::string, std::string>>>> kPhases{

@@ -13,10 +13,11 @@ using Lane = CollectiveProgress::Lane;
 
 constexpr double kSilence = 8.5, kLimit = 8.5, kPatience = 600;
 
-/// Ranks that beat twice a second; each test says what they do.
+/// Ranks that beat twice a second, and get on unless they wait or `hung` says otherwise.
 class Job {
  public:
-  explicit Job(int ranks) : judge(hosts(ranks), kSilence, 0), beats(static_cast<std::size_t>(ranks)) {
+  explicit Job(int ranks)
+      : judge(hosts(ranks), kSilence, 0), beats(static_cast<std::size_t>(ranks)), hung(static_cast<std::size_t>(ranks)) {
     for (int r = 0; r < ranks; ++r) {
       beats[static_cast<std::size_t>(r)].rank = r;
       in(r, Phase::step, kLimit);
@@ -53,7 +54,8 @@ class Job {
   std::optional<HangJudge::Finding> pass(double seconds, const std::vector<int>& stopped = {}) {
     for (const double end = now + seconds; now < end;) {
       now += 0.5;
-      for (const Heartbeat& beat : beats) {
+      for (Heartbeat& beat : beats) {
+        beat.ticks += beat.waiting == 0 && !hung[static_cast<std::size_t>(beat.rank)] ? 1 : 0;
         if (std::find(stopped.begin(), stopped.end(), beat.rank) == stopped.end()) {
           judge.heard(beat, now);
         }
@@ -67,6 +69,7 @@ class Job {
 
   HangJudge judge;
   std::vector<Heartbeat> beats;
+  std::vector<bool> hung;
   double now = 0;
 };
 
@@ -123,6 +126,7 @@ TEST(Hang, ARankThatSkippedACollectiveIsNamedAndNotThoseThatWait) {
   ASSERT_FALSE(job.pass(5));
   job.enter(0);
   job.enter(2);
+  job.hung[1] = true;
   const double began = job.now;
   const auto finding = job.pass(60);  // rank 1 lives, and computes for ever
   ASSERT_TRUE(finding);
@@ -154,6 +158,7 @@ TEST(Hang, RanksThatWaitForEachOtherAreToldApartByTheirNumbers) {
 TEST(Hang, WhoWaitsForARankThatMayTakeItsTimeIsPatientToo) {
   Job job(3);
   job.in(0, Phase::saving, kPatience);
+  job.hung[0] = true;
   job.enter(1, CollectiveProgress::foreground);
   job.enter(2, CollectiveProgress::foreground);
   EXPECT_FALSE(job.pass(590));
@@ -192,7 +197,8 @@ TEST(Hang, DatagramsThatArriveOutOfOrderChangeNothing) {
   job.judge.heard(old, job.now);
   job.enter(0);
   job.in(0, Phase::step, kLimit);
-  job.rank(0).waiting = 0;  // rank 0 hangs outside
+  job.rank(0).waiting = 0;
+  job.hung[0] = true;
   const auto finding = job.pass(60);
   ASSERT_TRUE(finding);
   EXPECT_THAT(finding->ranks, ElementsAre(0));

@@ -1,6 +1,8 @@
 #include "src/train/slow_ranks.h"
 
 #include <algorithm>
+#include <functional>
+#include <utility>
 
 namespace attamba {
 
@@ -21,7 +23,18 @@ double median_of(const std::deque<double>& values) {
 
 }  // namespace
 
-std::vector<SlowRanks::Slow> SlowRanks::observe(std::span<const double> seconds) {
+std::vector<SlowRanks::Slow> SlowRanks::observe(std::span<const double> seconds, double step) {
+  gathered_.resize(seconds.size());
+  std::transform(seconds.begin(), seconds.end(), gathered_.begin(), gathered_.begin(), std::plus<>());
+  gathered_time_ += step;
+  if (gathered_time_ < kShortest) {
+    return {};
+  }
+  gathered_time_ = 0;
+  return judge(std::exchange(gathered_, {}));
+}
+
+std::vector<SlowRanks::Slow> SlowRanks::judge(std::span<const double> seconds) {
   std::vector<Slow> found;
   ranks_.resize(seconds.size());
   for (std::size_t rank = 0; rank < seconds.size(); ++rank) {
@@ -35,7 +48,7 @@ std::vector<SlowRanks::Slow> SlowRanks::observe(std::span<const double> seconds)
       continue;
     }
     History& history = ranks_[rank];
-    history.ratios.push_back(seconds[rank] / std::max(median(std::move(others)), kShortest));
+    history.ratios.push_back(seconds[rank] / median(std::move(others)));
     history.seconds.push_back(seconds[rank]);
     if (history.ratios.size() > kWindow) {
       history.ratios.pop_front();

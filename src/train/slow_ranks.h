@@ -20,21 +20,25 @@ class SlowRanks {
     double seconds = 0;  ///< its time, the median
     double others = 0;   ///< theirs
   };
-  static constexpr std::size_t kWindow = 16;
+  static constexpr std::size_t kWindow = 12;
   static constexpr double kRatio = 1.5;
-  /// Steps below this are all overhead: who is slow does not matter then.
-  static constexpr double kShortest = 1e-4;
+  /// Shorter steps count together until they are so long: what an operating system does to a rank for a moment is no news.
+  static constexpr double kShortest = 0.1;
 
-  /// Seconds that each rank computed in a step, per piece of work; 0 of a rank that had none. Returns ranks that have become
-  /// slow with this step; one is named again only after it was as fast as the others for a while.
-  std::vector<Slow> observe(std::span<const double> seconds);
+  /// Seconds that each rank computed in a step, per piece of work (0 of a rank that had none), and that the step took. Returns
+  /// ranks that have become slow with this step; one is named again only after it was as fast as the others for a while.
+  std::vector<Slow> observe(std::span<const double> seconds, double step);
 
  private:
   struct History {
     std::deque<double> ratios, seconds;
     bool named = false;
   };
+  std::vector<Slow> judge(std::span<const double> seconds);
+
   std::vector<History> ranks_;
+  std::vector<double> gathered_;  ///< of steps that count together
+  double gathered_time_ = 0;
 };
 
 double median(std::vector<double> values);

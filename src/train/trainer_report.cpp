@@ -5,6 +5,7 @@
 #include <iostream>
 #include <nlohmann/json.hpp>
 
+#include "src/core/clock.h"
 #include "src/core/error.h"
 #include "src/core/parallel.h"
 #include "src/core/version.h"
@@ -154,7 +155,7 @@ void Trainer::find_slow_ranks(std::span<const RankNews> news) {
   for (const RankNews& rank : news) {
     seconds.push_back(1e-9 * static_cast<double>(rank.nanoseconds));
   }
-  for (const SlowRanks::Slow& slow : slow_ranks_.observe(seconds)) {
+  for (const SlowRanks::Slow& slow : slow_ranks_.observe(seconds, monotonic_seconds() - step_began_)) {
     remember({{"event", "slow rank"}, {"rank", slow.rank}, {"ratio", slow.ratio}, {"seconds", slow.seconds}});
     char text[160];
     std::snprintf(text, sizeof text, "rank %d%s is slow: it computes %.2f times as long as the others, %.3g s per micro-batch",

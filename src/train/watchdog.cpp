@@ -64,7 +64,8 @@ Watchdog::Watchdog(Communicator& communicator, Settings settings)
   while (!come_through() && monotonic_seconds() - began < kSecondsToComeThrough) {
     std::this_thread::sleep_for(std::chrono::milliseconds(2));
   }
-  std::int64_t failed[2] = {come_through() ? 0 : 1, come_through() ? -1 : channel_->rank()};
+  const bool connected = come_through();
+  std::int64_t failed[2] = {connected ? 0 : 1, connected ? -1 : channel_->rank()};
   communicator.all_reduce_max({failed, {DType::int64, {2}}});
   watching_ = failed[0] == 0;
   if (!watching_ && channel_->rank() == 0) {
@@ -129,6 +130,7 @@ void Watchdog::hear_stop(std::int64_t packed) {
 // ---------------------------------------------------------------------------------------------- the watching thread
 
 void Watchdog::watch() {
+  pthread_setname_np(pthread_self(), "watchdog");
   double next = woke_;
   while (!stopping_) {
     channel_->wait(std::max(0.0, next - monotonic_seconds()));

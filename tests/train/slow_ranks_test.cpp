@@ -26,7 +26,7 @@ TEST(SlowRanks, ARankThatTakesTwiceAsLongIsNamedOnceAndAgainAfterItRecovered) {
     }
     const bool is_slow = (step >= 50 && step < 120) || step >= 200;
     seconds[5] *= is_slow ? 2 : 1;
-    for (const SlowRanks::Slow& found : slow.observe(seconds)) {
+    for (const SlowRanks::Slow& found : slow.observe(seconds, 1)) {
       named.push_back(step);
       EXPECT_EQ(found.rank, 5);
       EXPECT_NEAR(found.ratio, 2, 0.5);
@@ -41,12 +41,23 @@ TEST(SlowRanks, SingleSlowStepsAndRanksWithoutWorkDoNotMatter) {
   SlowRanks slow;
   for (int step = 0; step < 200; ++step) {
     const std::vector<double> seconds{0.1, step % 5 == 0 ? 3 : 0.1, 0.12, 0};
-    EXPECT_TRUE(slow.observe(seconds).empty()) << step;
+    EXPECT_TRUE(slow.observe(seconds, 1).empty()) << step;
   }
   SlowRanks alone;
   for (int step = 0; step < 50; ++step) {
-    EXPECT_TRUE(alone.observe(std::vector<double>{0.1 + step}).empty());
+    EXPECT_TRUE(alone.observe(std::vector<double>{0.1 + step}, 1).empty());
   }
+}
+
+TEST(SlowRanks, ShortStepsCountTogether) {
+  SlowRanks slow;
+  std::size_t named = 0;
+  int step = 0;
+  for (; step < 1000 && named == 0; ++step) {  // 5.1 ms each, 20 of them count as one
+    named += slow.observe(std::vector<double>{1e-3, 1e-3, step % 20 < 4 ? 9e-3 : 1.1e-3}, 0.0051).size();
+  }
+  EXPECT_GE(step, 20 * static_cast<int>(SlowRanks::kWindow)) << "slow for a moment again and again adds up, in its time";
+  EXPECT_EQ(named, 1u);
 }
 
 /// Microseconds per step and rank; an empty line begins another run.
@@ -79,7 +90,7 @@ TEST(SlowRanks, RecordedTimesGiveFewFalseAlarmsAndEverySlowRankIsFound) {
         for (std::size_t i = first; i < first + kSteps; ++i) {
           std::vector<double> seconds = run[i];
           seconds[rank] *= factor;
-          for (const SlowRanks::Slow& one : judge.observe(seconds)) {
+          for (const SlowRanks::Slow& one : judge.observe(seconds, 1)) {
             named = named || one.rank == static_cast<int>(rank);
           }
         }

@@ -1,11 +1,16 @@
 // One collective as a rank sees it: enough to compare it with what the other ranks are doing, and to name it in a message.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <map>
+#include <span>
 #include <string>
 #include <string_view>
+#include <utility>
+#include <vector>
 
 #include "src/core/dtype.h"
 #include "src/core/error.h"
@@ -51,13 +56,30 @@ struct CollectiveCall {
     const std::string text = concat(name(), " of ", bytes, " bytes of ", name_of(dtype));
     return kind == Kind::broadcast ? concat(text, " from rank ", root) : text;
   }
-  /// Thrown as an Error by every rank when the smallest and the largest signature of all ranks differ.
-  std::string describe_disagreement(std::int64_t smallest, std::int64_t largest, int rank, int size) const {
-    return concat("ranks do not agree on what to do: rank ", rank, " of ", size, " is in ", describe(),
-                  "; among all ranks there are ", from_signature(smallest).describe(), " and ",
-                  from_signature(largest).describe());
+  /// Thrown as an Error by every rank when the ranks' signatures differ: who does what, the most common call first, so that the
+  /// ranks named last are those that went astray.
+  static std::string describe_disagreement(std::span<const std::int64_t> signatures, int rank) {
+    std::map<std::int64_t, std::vector<std::size_t>> ranks_in;
+    for (std::size_t r = 0; r < signatures.size(); ++r) {
+      ranks_in[signatures[r]].push_back(r);
+    }
+    std::vector<std::pair<std::int64_t, std::vector<std::size_t>>> groups(ranks_in.begin(), ranks_in.end());
+    std::stable_sort(groups.begin(), groups.end(),
+                     [](const auto& a, const auto& b) { return a.second.size() > b.second.size(); });
+    std::string text = concat("ranks do not agree on what to do (this is rank ", rank, " of ", signatures.size(), ")");
+    for (std::size_t g = 0; g < groups.size(); ++g) {
+      text += g == 0 ? ": " : "; ";
+      const std::vector<std::size_t>& ranks = groups[g].second;
+      text += ranks.size() == 1 ? "rank" : "ranks";
+      for (std::size_t i = 0; i < std::min(ranks.size(), kRanksNamed); ++i) {
+        text += concat(i == 0 ? " " : ", ", ranks[i]);
+      }
+      text += concat(ranks.size() > kRanksNamed ? ", ... in " : " in ", from_signature(groups[g].first).describe());
+    }
+    return text;
   }
 
+  static constexpr std::size_t kRanksNamed = 8;
   static constexpr std::size_t kByteMask = (std::size_t{1} << 43) - 1;
 };
 

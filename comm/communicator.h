@@ -5,6 +5,7 @@
 #include <memory>
 #include <string>
 
+#include "comm/progress.h"
 #include "src/core/tensor.h"
 
 namespace attamba {
@@ -58,8 +59,13 @@ class Communicator {
   virtual bool recordable() const { return true; }
   /// Called each time when work with sums of device memory has been enqueued, recorded or not: a watchdog counts from here.
   virtual void work_enqueued() {}
+  /// How far this rank has come with its collectives over the host; a communicator around another one shares the other's.
+  virtual CollectiveProgress& progress() { return progress_; }
   /// Ends the whole job at once with this exit code; used when one rank cannot go on. Does not return.
   [[noreturn]] virtual void abort(int exit_code) = 0;
+
+ private:
+  CollectiveProgress progress_;
 };
 
 /// MPI when this process was started by mpirun, srun or another MPI launcher (recognised by their environment variables,

@@ -172,13 +172,14 @@ void MpiCommunicator::join(MPI_Comm ranks) {
   hosts_ = local_rank_ == 0 ? 1 : 0;
   MPI_Allreduce(MPI_IN_PLACE, &hosts_, 1, MPI_INT, MPI_SUM, foreground_);
 
-  worker_ = std::make_unique<OrderedWorker>();
+  worker_ = std::make_unique<OrderedWorker>(&progress());
 }
 
 std::unique_ptr<Communicator> MpiCommunicator::split(int color) {
   MPI_Comm group = MPI_COMM_NULL;
   MPI_Comm_split(foreground_, color, rank_, &group);
   auto ranks = std::make_unique<MpiCommunicator>(group);
+  ranks->progress().count_waits_in(progress());
   MPI_Comm_free(&group);
   return ranks;
 }
@@ -216,12 +217,16 @@ void MpiCommunicator::meet(MPI_Comm group, const Call& call) const {
   MPI_Request request = MPI_REQUEST_NULL;
   check(MPI_Iallreduce(MPI_IN_PLACE, extremes.data(), 2, MPI_INT64_T, MPI_MAX, group, &request), call);
   check(wait_politely(request), call);
-  if (extremes[0] != -extremes[1]) {
-    throw Error(call.describe_disagreement(-extremes[1], extremes[0], rank_, size_));
+  if (extremes[0] != -extremes[1]) {  // as all ranks know now, so all come to the next collective
+    std::vector<std::int64_t> all(static_cast<std::size_t>(size_));
+    check(MPI_Allgather(&own, 1, MPI_INT64_T, all.data(), 1, MPI_INT64_T, group), call);
+    throw Error(CollectiveCall::describe_disagreement(all, rank_));
   }
 }
 
-void MpiCommunicator::sum_in_pieces(MPI_Comm group, const Tensor& data, const Call& call) const {
+void MpiCommunicator::sum_in_pieces(Lane lane, const Tensor& data, const Call& call) {
+  const CollectiveProgress::Inside inside(progress(), lane, call);
+  const MPI_Comm group = group_of(lane);
   meet(group, call);
   const std::size_t width = size_of(data.dtype());
   auto* begin = static_cast<std::byte*>(data.data);
@@ -233,18 +238,19 @@ void MpiCommunicator::sum_in_pieces(MPI_Comm group, const Tensor& data, const Ca
 void MpiCommunicator::all_reduce_sum(const Tensor& data) {
   comm_checks::in_host_memory("all_reduce_sum", data);
   comm_checks::reducible("all_reduce_sum", data);
-  sum_in_pieces(foreground_, data, {Call::Kind::all_reduce_sum, data.dtype(), 0, data.bytes()});
+  sum_in_pieces(Lane::foreground, data, {Call::Kind::all_reduce_sum, data.dtype(), 0, data.bytes()});
 }
 
 std::unique_ptr<Request> MpiCommunicator::start_all_reduce_sum(const Tensor& data) {
   comm_checks::in_host_memory("start_all_reduce_sum", data);
   comm_checks::reducible("start_all_reduce_sum", data);
   const Call call{Call::Kind::start_all_reduce_sum, data.dtype(), 0, data.bytes()};
-  return worker_->post([this, data, call] { sum_in_pieces(background_, data, call); });
+  return worker_->post([this, data, call] { sum_in_pieces(Lane::background, data, call); });
 }
 
 /// MPI wants the parts of a piece next to each other, and what it reads apart from what it writes, so pieces are copied first.
-void MpiCommunicator::scatter_in_pieces(const Tensor& whole, const Tensor& part, const Call& call) const {
+void MpiCommunicator::scatter_in_pieces(const Tensor& whole, const Tensor& part, const Call& call) {
+  const CollectiveProgress::Inside inside(progress(), Lane::background, call);
   meet(background_, call);
   const std::size_t width = size_of(part.dtype()), ranks = static_cast<std::size_t>(size_);
   const std::size_t piece = std::max<std::size_t>(1, kPieceBytes / width / ranks);
@@ -272,6 +278,7 @@ void MpiCommunicator::all_reduce_max(const Tensor& data) {
   comm_checks::in_host_memory("all_reduce_max", data);
   comm_checks::reducible("all_reduce_max", data);
   const Call call{Call::Kind::all_reduce_max, data.dtype(), 0, data.bytes()};
+  const CollectiveProgress::Inside inside(progress(), Lane::foreground, call);
   meet(foreground_, call);
   const bool floating = data.dtype() == DType::float32 || data.dtype() == DType::float64;
   const std::size_t width = size_of(data.dtype());
@@ -287,6 +294,7 @@ void MpiCommunicator::broadcast(const Tensor& data, int root) {
   comm_checks::in_host_memory("broadcast", data);
   comm_checks::broadcastable(data, root, size_);
   const Call call{Call::Kind::broadcast, data.dtype(), root, data.bytes()};
+  const CollectiveProgress::Inside inside(progress(), Lane::foreground, call);
   meet(foreground_, call);
   auto* begin = static_cast<std::byte*>(data.data);
   for_pieces(data.bytes(), kPieceBytes, [&](std::size_t offset, int length) {
@@ -294,7 +302,9 @@ void MpiCommunicator::broadcast(const Tensor& data, int root) {
   });
 }
 
-void MpiCommunicator::gather_in_pieces(MPI_Comm group, const Tensor& whole, const Tensor& part, const Call& call) const {
+void MpiCommunicator::gather_in_pieces(Lane lane, const Tensor& whole, const Tensor& part, const Call& call) {
+  const CollectiveProgress::Inside inside(progress(), lane, call);
+  const MPI_Comm group = group_of(lane);
   meet(group, call);
   auto* to = static_cast<std::byte*>(whole.data);
   const auto* from = static_cast<const std::byte*>(part.data);
@@ -316,17 +326,18 @@ void MpiCommunicator::gather_in_pieces(MPI_Comm group, const Tensor& whole, cons
 void MpiCommunicator::all_gather(const Tensor& whole, const Tensor& part) {
   comm_checks::in_host_memory("all_gather", whole);
   comm_checks::is_part("all_gather", whole, part, rank_, size_);
-  gather_in_pieces(foreground_, whole, part, {Call::Kind::all_gather, part.dtype(), 0, part.bytes()});
+  gather_in_pieces(Lane::foreground, whole, part, {Call::Kind::all_gather, part.dtype(), 0, part.bytes()});
 }
 
 std::unique_ptr<Request> MpiCommunicator::start_all_gather(const Tensor& whole, const Tensor& part) {
   comm_checks::in_host_memory("start_all_gather", whole);
   comm_checks::is_part("start_all_gather", whole, part, rank_, size_);
   const Call call{Call::Kind::start_all_gather, part.dtype(), 0, part.bytes()};
-  return worker_->post([this, whole, part, call] { gather_in_pieces(background_, whole, part, call); });
+  return worker_->post([this, whole, part, call] { gather_in_pieces(Lane::background, whole, part, call); });
 }
 
 void MpiCommunicator::barrier() {
+  const CollectiveProgress::Inside inside(progress(), Lane::foreground, {});
   meet(foreground_, {});
 }
 

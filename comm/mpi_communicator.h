@@ -67,13 +67,15 @@ class MpiCommunicator final : public Communicator {
     bool owned = false;
   };
   using Call = CollectiveCall;
+  using Lane = CollectiveProgress::Lane;
 
   void join(MPI_Comm ranks);
   void meet(MPI_Comm group, const Call& call) const;
   void check(int code, const Call& call) const;
-  void sum_in_pieces(MPI_Comm group, const Tensor& data, const Call& call) const;
-  void scatter_in_pieces(const Tensor& whole, const Tensor& part, const Call& call) const;
-  void gather_in_pieces(MPI_Comm group, const Tensor& whole, const Tensor& part, const Call& call) const;
+  MPI_Comm group_of(Lane lane) const { return lane == Lane::background ? background_ : foreground_; }
+  void sum_in_pieces(Lane lane, const Tensor& data, const Call& call);
+  void scatter_in_pieces(const Tensor& whole, const Tensor& part, const Call& call);
+  void gather_in_pieces(Lane lane, const Tensor& whole, const Tensor& part, const Call& call);
 
   Session session_;
   MPI_Comm foreground_ = MPI_COMM_NULL;

@@ -8,17 +8,21 @@ namespace {
 
 class JobRequest final : public Request {
  public:
-  explicit JobRequest(std::shared_future<void> result) : result_(std::move(result)) {}
+  JobRequest(std::shared_future<void> result, CollectiveProgress* progress) : result_(std::move(result)), progress_(progress) {}
   ~JobRequest() override { result_.wait(); }
-  void wait() override { result_.get(); }
+  void wait() override {
+    const CollectiveProgress::Waiting waiting(progress_);
+    result_.get();
+  }
 
  private:
   std::shared_future<void> result_;
+  CollectiveProgress* progress_;
 };
 
 }  // namespace
 
-OrderedWorker::OrderedWorker() {
+OrderedWorker::OrderedWorker(CollectiveProgress* progress) : progress_(progress) {
   // The thread inherits a mask that blocks every signal, so that handlers keep running on the program's own threads.
   sigset_t all;
   sigset_t previous;
@@ -44,7 +48,7 @@ OrderedWorker::~OrderedWorker() {
 
 std::unique_ptr<Request> OrderedWorker::post(std::function<void()> job) {
   std::packaged_task<void()> task(std::move(job));
-  auto request = std::make_unique<JobRequest>(task.get_future().share());
+  auto request = std::make_unique<JobRequest>(task.get_future().share(), progress_);
   {
     const std::lock_guard lock(mutex_);
     queue_.push_back(std::move(task));

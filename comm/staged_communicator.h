@@ -39,6 +39,7 @@ class StagedCommunicator final : public Communicator {
   std::unique_ptr<Request> start_all_gather(const Tensor& whole, const Tensor& part) override;
   void barrier() override { host_.barrier(); }
   bool recordable() const override { return false; }
+  CollectiveProgress& progress() override { return host_.progress(); }
   [[noreturn]] void abort(int exit_code) override;
 
  private:

@@ -52,10 +52,6 @@ Bytes part_from_lead(const CollectiveCall& call, int rank, int size, Bytes resul
   return call.kind == Kind::broadcast && rank == call.root ? Bytes() : result;
 }
 
-struct Verdict {
-  std::int64_t smallest = 0, largest = 0;
-};
-
 template <class T>
 Bytes memory_of(T& value) {
   return std::as_writable_bytes(std::span(&value, 1));
@@ -75,9 +71,11 @@ TcpCommunicator::TcpCommunicator(const TcpLaunch& launch)
   hosts_ = static_cast<int>(std::set<std::string>(mesh.machines.begin(), mesh.machines.end()).size());
   local_size_ = static_cast<int>(std::count(mesh.machines.begin(), mesh.machines.end(), own));
   local_rank_ = static_cast<int>(std::count(mesh.machines.begin(), mesh.machines.begin() + rank_, own));
-  foreground_ = std::make_unique<Side>(Side{{rank_, mesh.hosts, std::move(mesh.connections[0]), limit}});
-  background_ = std::make_unique<Side>(Side{{rank_, mesh.hosts, std::move(mesh.connections[1]), limit}});
-  worker_ = std::make_unique<OrderedWorker>();
+  foreground_ =
+      std::make_unique<Side>(Side{{rank_, mesh.hosts, std::move(mesh.connections[0]), limit}, CollectiveProgress::foreground});
+  background_ =
+      std::make_unique<Side>(Side{{rank_, mesh.hosts, std::move(mesh.connections[1]), limit}, CollectiveProgress::background});
+  worker_ = std::make_unique<OrderedWorker>(&progress());
 }
 
 TcpCommunicator::~TcpCommunicator() {
@@ -114,10 +112,12 @@ void TcpCommunicator::follow(TcpChannel& channel, const Call& call, std::span<co
     append(message, own.first(bytes_to_lead(call, rank_)));
   }
   channel.send(0, message);
-  Verdict verdict;
-  channel.receive(0, memory_of(verdict));
-  if (verdict.smallest != verdict.largest) {
-    throw Error(call.describe_disagreement(verdict.smallest, verdict.largest, rank_, size_));
+  std::int64_t agreed = 0;
+  channel.receive(0, memory_of(agreed));
+  if (agreed == 0) {
+    std::vector<std::int64_t> signatures(static_cast<std::size_t>(size_));
+    channel.receive(0, std::as_writable_bytes(std::span(signatures)));
+    throw Error(Call::describe_disagreement(signatures, rank_));
   }
   if (small(call)) {
     channel.receive(0, part_from_lead(call, rank_, size_, result));
@@ -125,19 +125,17 @@ void TcpCommunicator::follow(TcpChannel& channel, const Call& call, std::span<co
 }
 
 void TcpCommunicator::lead(TcpChannel& channel, const Call& call, Bytes result) {
-  Verdict verdict{call.signature(), call.signature()};
+  std::vector<std::int64_t> signatures(static_cast<std::size_t>(size_), call.signature());
   std::vector<std::vector<std::byte>> given(static_cast<std::size_t>(size_));
   for (int peer = 1; peer < size_; ++peer) {
     const auto index = static_cast<std::size_t>(peer);
-    std::int64_t signature = 0;
-    channel.receive(index, memory_of(signature));
-    verdict = {std::min(verdict.smallest, signature), std::max(verdict.largest, signature)};
-    const Call theirs = Call::from_signature(signature);
+    channel.receive(index, memory_of(signatures[index]));
+    const Call theirs = Call::from_signature(signatures[index]);
     given[index].resize(small(theirs) ? bytes_to_lead(theirs, peer) : 0);
     channel.receive(index, given[index]);
   }
-  const bool agreed = verdict.smallest == verdict.largest;
-  if (agreed && small(call)) {
+  std::int64_t agreed = std::count(signatures.begin(), signatures.end(), call.signature()) == size_ ? 1 : 0;
+  if (agreed != 0 && small(call)) {
     const std::byte* sum = result.data();
     for (std::size_t peer = 1; peer < given.size(); ++peer) {
       if (given[peer].empty()) {
@@ -159,14 +157,16 @@ void TcpCommunicator::lead(TcpChannel& channel, const Call& call, Bytes result) 
   }
   for (int peer = 1; peer < size_; ++peer) {
     std::vector<std::byte> message;
-    append(message, memory_of(verdict));
-    if (agreed && small(call)) {
+    append(message, memory_of(agreed));
+    if (agreed == 0) {
+      append(message, std::as_bytes(std::span(signatures)));
+    } else if (small(call)) {
       append(message, part_from_lead(call, peer, size_, result));
     }
     channel.send(static_cast<std::size_t>(peer), message);
   }
-  if (!agreed) {
-    throw Error(call.describe_disagreement(verdict.smallest, verdict.largest, rank_, size_));
+  if (agreed == 0) {
+    throw Error(Call::describe_disagreement(signatures, rank_));
   }
 }
 
@@ -212,6 +212,7 @@ void TcpCommunicator::reduce_along_the_chain(TcpChannel& channel, Reduction oper
 }
 
 void TcpCommunicator::reduce(Side& side, const Call& call, Reduction operation, const Tensor& data) {
+  const CollectiveProgress::Inside inside(progress(), side.lane, call);
   meet(side, call, bytes_of(data), bytes_of(data));
   if (!small(call)) {
     reduce_along_the_chain(side.channel, operation, data);
@@ -242,6 +243,7 @@ void TcpCommunicator::broadcast(const Tensor& data, int root) {
   comm_checks::in_host_memory("broadcast", data);
   comm_checks::broadcastable(data, root, size_);
   const Call call{Kind::broadcast, data.dtype(), root, data.bytes()};
+  const CollectiveProgress::Inside inside(progress(), foreground_->lane, call);
   meet(*foreground_, call, bytes_of(data), bytes_of(data));
   if (small(call)) {
     return;
@@ -275,6 +277,7 @@ void TcpCommunicator::broadcast(const Tensor& data, int root) {
 
 /// Piece by piece: each rank sends every other one its share of that one's part, and adds what comes to its own.
 void TcpCommunicator::scatter(Side& side, const Call& call, const Tensor& whole, const Tensor& part) {
+  const CollectiveProgress::Inside inside(progress(), side.lane, call);
   meet(side, call, bytes_of(whole), bytes_of(whole));
   const std::size_t ranks = static_cast<std::size_t>(size_), own = static_cast<std::size_t>(rank_), total = part.bytes();
   std::byte* const begin = bytes_of(whole).data();
@@ -346,6 +349,7 @@ void TcpCommunicator::gather(Side& side, const Call& call, const Tensor& whole, 
   if (bytes != 0 && place != part.data) {
     std::memcpy(place, part.data, bytes);
   }
+  const CollectiveProgress::Inside inside(progress(), side.lane, call);
   meet(side, call, bytes_of(part), bytes_of(whole));
   if (small(call)) {
     return;
@@ -385,6 +389,7 @@ void TcpCommunicator::gather(Side& side, const Call& call, const Tensor& whole, 
 }
 
 void TcpCommunicator::barrier() {
+  const CollectiveProgress::Inside inside(progress(), foreground_->lane, {});
   meet(*foreground_, {}, {}, {});
 }
 

@@ -59,6 +59,7 @@ class TcpCommunicator final : public Communicator {
   /// One thread's side: its connections, and how many collectives it has begun.
   struct Side {
     TcpChannel channel;
+    CollectiveProgress::Lane lane;
     std::int64_t begun = 0;
   };
 

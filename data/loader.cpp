@@ -136,6 +136,18 @@ void Loader::run(std::stop_token stop, std::uint64_t micro_batch) {
   }
 }
 
+bool Loader::wait(double seconds) {
+  std::unique_lock lock(mutex_);
+  const auto answers = [&] { return !ready_.empty() || error_ || ended_; };
+  if (answers()) {
+    return true;
+  }
+  const auto begin = std::chrono::steady_clock::now();
+  const bool answered = changed_.wait_for(lock, std::chrono::duration<double>(seconds), answers);
+  wait_seconds_ += std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+  return answered;
+}
+
 Batch Loader::next() {
   std::unique_lock lock(mutex_);
   if (ready_.empty() && !error_ && !ended_) {

@@ -84,6 +84,8 @@ class Loader {
   Loader(const Loader&) = delete;
   Loader& operator=(const Loader&) = delete;
 
+  /// Waits until next() has something to say without waiting, for so long at most; false when it has not.
+  bool wait(double seconds);
   /// The next batch; waits for it when it is not there yet. Rethrows what stopped the thread, each time it is called again.
   Batch next();
   /// Seconds that next() has spent waiting, in all.

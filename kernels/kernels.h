@@ -25,7 +25,15 @@ inline constexpr double kGradientOne = 0x1p48;  ///< gradient elements up to 2^1
 inline constexpr std::int64_t kSquareDigits = 5;
 
 /// What the host writes once per step, a float64 tensor [kStepFields].
-enum StepField : int { kStepLearningRate, kStepBias1, kStepBias2, kStepGradientNorm, kStepSkipped, kStepFields };
+enum StepField : int {
+  kStepLearningRate,
+  kStepBias1,
+  kStepBias2,
+  kStepGradientNorm,
+  kStepSkipped,
+  kStepNormLimit,  ///< a larger gradient norm skips the step; 0: no limit
+  kStepFields,
+};
 
 struct AdamWParameter {
   Tensor compute;  ///< copy of compute type that the model reads; empty when it reads the master itself

@@ -1,5 +1,4 @@
-// The `attamba` program: subcommands, help, and exit codes. 0: done; 1: something failed; 2: the user asked for the
-// impossible; 75: training was stopped by a signal and has saved.
+// The `attamba` program: subcommands, help, and exit codes (docs/reliability.md).
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <csignal>
@@ -34,7 +33,7 @@ Common flows:
   attamba COMMAND --help                       everything about one command
 
 Exit codes: 0 done; 1 failed; 2 mistaken configuration or command line; 75 training was stopped and saved, run the same
-command to go on.)";
+command to go on; 76 a rank hung, and training was ended.)";
 
 void report(std::string_view message) {
   std::string line(message);

@@ -1,6 +1,5 @@
 // attamba train: one run, on this process or on all ranks that mpirun or srun started.
 #include <CLI/CLI.hpp>
-#include <csignal>
 #include <memory>
 
 #include "launch/commands.h"
@@ -13,22 +12,13 @@ namespace attamba {
 
 namespace {
 
-constexpr int kExitStopped = 75;  ///< saved on a signal: run the same command to go on
-
-/// The first signal asks for a save and a clean end; a second one of the same kind kills as usual.
-void handle_stop(int signal) {
-  Trainer::request_stop();
-  std::signal(signal, SIG_DFL);
-}
-
 void train(const ConfigOptions& options) {
+  handle_stop_signals();
   Trainer::Outcome outcome = Trainer::Outcome::finished;
   run_on_ranks([&](Communicator& communicator) {
+    ranks_have_met();
     const Config config = options.load();
     validate(config);
-    for (const int signal : {SIGINT, SIGTERM, SIGUSR1, SIGUSR2}) {
-      std::signal(signal, handle_stop);
-    }
     set_threads(config.train.threads, communicator);
     const Device device =
         open_device(config.train.device, config.train.compute_dtype(), communicator, config.train.deterministic);

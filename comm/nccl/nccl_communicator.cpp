@@ -121,6 +121,7 @@ class NcclCommunicator final : public Communicator {
   void all_gather(const Tensor& whole, const Tensor& part) override { staged_.all_gather(whole, part); }
   void barrier() override { host_.barrier(); }
   void work_enqueued() override;
+  CollectiveProgress& progress() override { return host_.progress(); }
   [[noreturn]] void abort(int exit_code) override;
 
  private:

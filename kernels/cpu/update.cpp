@@ -328,7 +328,8 @@ void adamw(const Launch&, const Tensor& step, std::span<const AdamWParameter> pa
   }
   double* const fields = step.as<double>();
   const double norm = std::sqrt(norm_squared.as<double>()[0]);
-  const bool skipped = !std::isfinite(norm);
+  const double limit = fields[kStepNormLimit];
+  const bool skipped = !std::isfinite(norm) || (limit > 0 && norm > limit);
   fields[kStepGradientNorm] = norm;
   fields[kStepSkipped] = skipped ? 1 : 0;
   const auto single = adamw_scalars<float>(fields, norm, settings);

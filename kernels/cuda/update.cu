@@ -361,7 +361,8 @@ enum Scalar : int {
 ATTAMBA_DEVICE void make_scalars(float* scalars, double* step, double norm_squared, const AdamWSettings& settings,
                                  bool writes) {
   const double norm = device::sqrt(norm_squared);
-  const bool skipped = !(norm <= std::numeric_limits<double>::max());
+  const double limit = load(step + kStepNormLimit);
+  const bool skipped = !(norm <= std::numeric_limits<double>::max()) || (limit > 0 && norm > limit);
   const bool clipped = settings.clip > 0 && norm > settings.clip;
   const double rate = load(step + kStepLearningRate);
   store(scalars + kGradientScale, static_cast<float>(clipped ? settings.clip / (norm + 1e-6) : 1.0));

@@ -256,6 +256,21 @@ void check_train(const TrainConfig& t) {
         "goes without train.compare_cpu, which compares whole weights; use train.zero = 0 for that run");
   check_at_least("train.threads", t.threads, 0, "; use 0 for all threads that this process may use");
   check_at_least("train.log_every", t.log_every, 1);
+  check(std::isfinite(t.spike_factor) && (t.spike_factor == 0 || t.spike_factor > 1), "train.spike_factor", t.spike_factor,
+        "must be above 1, or 0 for none");
+  check_at_least("train.skips_before_rollback", t.skips_before_rollback, 1);
+  check_at_least("train.rollbacks", t.rollbacks, 0, "; use 0 to fail after the skipped steps");
+}
+
+void check_run(const RunConfig& r) {
+  const auto not_negative = [](std::string_view key, double value, std::string_view advice) {
+    check(std::isfinite(value) && value >= 0, key, value, "must be a number of seconds, 0 or more", advice);
+  };
+  not_negative("run.time_limit", r.time_limit, "; 0 for none");
+  not_negative("run.stop_before_seconds", r.stop_before_seconds, "");
+  not_negative("run.watchdog_patience", r.watchdog_patience, "");
+  check(std::isfinite(r.watchdog_seconds) && (r.watchdog_seconds == 0 || r.watchdog_seconds >= 1), "run.watchdog_seconds",
+        r.watchdog_seconds, "must be at least 1 s, as short pauses are no hang; 0 for no watchdog");
 }
 
 void check_checkpoint(const Config& config) {
@@ -344,6 +359,7 @@ void validate(const Config& config) {
   check_at_least("eval.every", config.eval.every, 0, "; use 0 to evaluate only after the last step");
   check_at_least("eval.windows", config.eval.windows, 0, "; use 0 for all of data.valid");
   check_checkpoint(config);
+  check_run(config.run);
 }
 
 }  // namespace attamba

@@ -66,6 +66,9 @@ struct TrainConfig {
   std::int64_t zero = 0;
   std::string zero_group = "all";
   std::int64_t threads = 0;
+  double spike_factor = 10;
+  std::int64_t skips_before_rollback = 3;
+  std::int64_t rollbacks = 2;
   std::int64_t log_every = 10;
   bool debug = false;
   std::string watch = "";
@@ -102,6 +105,16 @@ struct TrainConfig {
               "",
               {"all", "node"}});
     visit.field("threads", self.threads, Field{"threads per rank; 0 = all that this process may use", "threads"});
+    visit.field(
+        "spike_factor", self.spike_factor,
+        Field{"a step is skipped when its gradient norm is above so many times the median of the last 64; 0 = only when "
+              "it is not finite"});
+    visit.field(
+        "skips_before_rollback", self.skips_before_rollback,
+        Field{"after so many skipped steps in a row the run goes back to its newest checkpoint, and on past their samples",
+              "steps"});
+    visit.field("rollbacks", self.rollbacks,
+                Field{"rollbacks without a good checkpoint in between after which the run fails; 0 = fail at once"});
     visit.field("log_every", self.log_every, Field{"metrics are logged this often", "steps"});
     visit.field("debug", self.debug, Field{"run op by op: check each result for NaN and infinity, and time it"});
     visit.field("watch", self.watch,
@@ -150,6 +163,10 @@ struct CheckpointConfig {
 struct RunConfig {
   std::string folder = "";
   std::string resume = "auto";
+  double time_limit = 0;
+  double stop_before_seconds = 60;
+  double watchdog_seconds = 10;
+  double watchdog_patience = 600;
 
   friend bool operator==(const RunConfig&, const RunConfig&) = default;
 
@@ -160,6 +177,16 @@ struct RunConfig {
                 Field{"auto = go on from the folder's newest valid checkpoint, if any; never = refuse a folder that has one",
                       "",
                       {"auto", "never"}});
+    visit.field("time_limit", self.time_limit,
+                Field{"stop and save in time before the program has run so long; 0 = only before SLURM_JOB_END_TIME, if set",
+                      "seconds"});
+    visit.field("stop_before_seconds", self.stop_before_seconds,
+                Field{"reserve before the time limit, beyond what steps and saves have taken so far", "seconds"});
+    visit.field(
+        "watchdog_seconds", self.watchdog_seconds,
+        Field{"a rank that hangs is named, and the job ended, within so long or 5 median steps; 0 = no watchdog", "seconds"});
+    visit.field("watchdog_patience", self.watchdog_patience,
+                Field{"the same for what takes longer: starting, first steps, waiting for data, loading, saving", "seconds"});
   }
 };
 

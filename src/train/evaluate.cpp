@@ -27,7 +27,7 @@ Evaluator::Evaluator(Dataset dataset, BatchShape micro_batch, std::int64_t windo
   windows_ = windows == 0 ? available : std::min(windows, available);
 }
 
-EvaluationResult Evaluator::run(ModelPrograms& programs) const {
+std::optional<EvaluationResult> Evaluator::run(ModelPrograms& programs, const std::function<bool()>& stop) const {
   const NamedRange range(runtime(programs.device()), "evaluation");
   const auto n = static_cast<std::size_t>(micro_batch_.length), rows = static_cast<std::size_t>(micro_batch_.sequences);
   std::vector<std::int32_t> tokens(rows * (n + 1)), starts(rows * n);
@@ -37,6 +37,9 @@ EvaluationResult Evaluator::run(ModelPrograms& programs) const {
   const std::int64_t per_round = communicator_.size() * stride;
   const bool together = programs.runs_together(ProgramKind::evaluate);
   for (std::int64_t round = 0; round * per_round < windows_; ++round) {
+    if (stop && stop()) {
+      return std::nullopt;
+    }
     // A rank that has no window left takes part with the first one, all of it masked, where ranks need each other.
     const std::int64_t own = round * per_round + communicator_.rank() * stride;
     if (own >= windows_ && !together) {

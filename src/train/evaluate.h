@@ -2,6 +2,8 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
+#include <optional>
 
 #include "comm/communicator.h"
 #include "data/dataset.h"
@@ -26,8 +28,9 @@ class Evaluator {
   /// Evaluates on the first `windows` windows of n tokens (0: all), micro_batch at a time, shared over ranks.
   Evaluator(Dataset dataset, BatchShape micro_batch, std::int64_t windows, Communicator& communicator);
 
-  /// Collective; the same result on every rank, whatever their number.
-  EvaluationResult run(ModelPrograms& programs) const;
+  /// Collective; the same result on every rank, whatever their number. `stop`, where there is one, is asked by all ranks
+  /// together before each of their micro-batches and answers alike on all; when it says so, evaluation ends without a result.
+  std::optional<EvaluationResult> run(ModelPrograms& programs, const std::function<bool()>& stop = {}) const;
   const Dataset& dataset() const { return dataset_; }
   std::int64_t windows() const { return windows_; }
 

@@ -30,8 +30,8 @@ std::string purpose_of(const Tape::ValueInfo& leaf) {
 }
 
 /// What travels besides gradients.
-std::vector<Value> step_totals(Tape& tape) {
-  return {tape.leaf(kTotalsLeaf, kTotalsType, Role::state), tape.leaf(kVotesLeaf, kVotesType, Role::state),
+std::vector<Value> step_totals(Tape& tape, int ranks) {
+  return {tape.leaf(kTotalsLeaf, kTotalsType, Role::state), tape.leaf(kNewsLeaf, news_type(ranks), Role::state),
           tape.leaf(kPoisonedLeaf, kPoisonedType, Role::state)};
 }
 
@@ -259,7 +259,7 @@ std::vector<OptimizedParameter> ProgramPlanner::reduce_gradients(Tape& tape) {
         start();
       }
     }
-    const std::vector<Value> totals = step_totals(tape);
+    const std::vector<Value> totals = step_totals(tape, communicator_.size());
     bucket.insert(bucket.end(), totals.begin(), totals.end());
     start();
     for (const auto& [reduction, leaves] : pending) {
@@ -286,7 +286,7 @@ void ProgramPlanner::emit_closing(Tape& tape) {
   std::vector<Value> gradients;
   std::vector<OptimizedParameter> optimized;
   if (sharding_) {
-    const std::vector<Value> totals = step_totals(tape);
+    const std::vector<Value> totals = step_totals(tape, communicator_.size());
     const auto pending = ops::start_all_reduce(tape, communicator_, totals);
     tape.hoist_last();
     ops::wait_all_reduce(tape, pending, totals);
@@ -305,7 +305,7 @@ void ProgramPlanner::emit_closing(Tape& tape) {
 /// Buckets are ranges of memory: gradients lie next to each other in the order of reduction.
 void ProgramPlanner::lay_out_gradients() {
   const std::vector<Storage::Entry> totals{
-      {kTotalsLeaf, kTotalsType}, {kVotesLeaf, kVotesType}, {kPoisonedLeaf, kPoisonedType}};
+      {kTotalsLeaf, kTotalsType}, {kNewsLeaf, news_type(communicator_.size())}, {kPoisonedLeaf, kPoisonedType}};
   if (sharding_) {  // a bucket is one leaf
     plans_.storage.push_back({"step totals", totals});
     return;

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <limits>
 #include <utility>
 
@@ -15,6 +16,8 @@ namespace {
 /// By ProgramKind; what profilers show.
 constexpr std::array<const char*, 5> kProgramNames{"accumulate", "last micro-batch, reduce and update", "reduce and update",
                                                    "evaluate", "logits"};
+
+static_assert(sizeof(RankNews) == kNewsWords * sizeof(std::int64_t));
 
 /// The mean loss in a totals leaf over `tokens`; leaves it zero. Waits for what was enqueued.
 double take_loss(Storage& storage, const char* leaf, double tokens) {
@@ -153,27 +156,50 @@ void ModelPrograms::accumulate() {
   run(ProgramKind::accumulate);
 }
 
-StepResult ModelPrograms::finish_step(double learning_rate, std::int64_t updates, bool empty, bool vote_to_stop) {
+StepResult ModelPrograms::finish_step(double learning_rate, std::int64_t updates, bool empty, const RankNews& news,
+                                      double norm_limit) {
   const auto step = storage_.mirror(kStepLeaf).span<double>();
   const OptimizerSettings& o = options_.optimizer_settings;
   step[kernels::kStepLearningRate] = learning_rate;
   step[kernels::kStepBias1] = 1 - std::pow(o.beta1, static_cast<double>(updates + 1));
   step[kernels::kStepBias2] = 1 - std::pow(o.beta2, static_cast<double>(updates + 1));
-  const auto votes = storage_.mirror(kVotesLeaf).span<std::int64_t>();
-  votes[0] = vote_to_stop ? 1 : 0;
+  step[kernels::kStepNormLimit] = norm_limit;
+  // Everybody's place is zero except on the rank itself, so their sum is what all ranks say.
+  const auto all_news = storage_.mirror(kNewsLeaf).span<std::int64_t>();
+  std::fill(all_news.begin(), all_news.end(), 0);
+  std::memcpy(&all_news[kNewsWords * static_cast<std::size_t>(communicator_.rank())], &news, sizeof news);
   storage_.upload(kStepLeaf);
-  storage_.upload(kVotesLeaf);
+  storage_.upload(kNewsLeaf);
   run(empty ? ProgramKind::empty_closing : ProgramKind::closing);
   clear(storage_.find(kPoisonedLeaf));
   storage_.download(kStepLeaf);
-  storage_.download(kVotesLeaf);
+  storage_.download(kNewsLeaf);
   const auto tokens = static_cast<double>(options_.global_batch * options_.micro_batch.length);
   const double loss = take_loss(storage_, kTotalsLeaf, tokens);
+  std::vector<RankNews> heard(static_cast<std::size_t>(communicator_.size()));
+  std::memcpy(static_cast<void*>(heard.data()), all_news.data(), all_news.size_bytes());
   return {.loss = loss,
           .gradient_norm = step[kernels::kStepGradientNorm],
           .learning_rate = learning_rate,
           .skipped = step[kernels::kStepSkipped] != 0,
-          .stop_votes = votes[0]};
+          .news = std::move(heard)};
+}
+
+/// A NaN in one gradient, or one that fixed point cannot hold, makes the norm of all ranks' sum one.
+void ModelPrograms::spoil_step() {
+  if (options_.deterministic) {
+    std::int64_t poisoned = 1;
+    copy_from_host(storage_.find(kPoisonedLeaf), {&poisoned, kPoisonedType});
+    return;
+  }
+  for (const auto& [name, gradient] : storage_.tensors()) {
+    if (name.starts_with("gradient/")) {
+      dispatch_floating(gradient.dtype(), "spoil_step", [&, to = gradient]<class T>() {
+        T nan = std::numeric_limits<T>::quiet_NaN();
+        copy_from_host({to.data, {to.dtype(), {1}}, to.device}, {&nan, {to.dtype(), {1}}});
+      });
+    }
+  }
 }
 
 void ModelPrograms::discard_gradients() {

@@ -120,13 +120,21 @@ struct Config;
 /// The programs that a run's configuration asks for, on a device.
 ProgramOptions program_options(const Config& config, const ChunkingStrategy* chunking, Device device);
 
+/// What a rank tells all others with a step's reduction.
+struct RankNews {
+  std::int64_t stop = 0;         ///< that a rank was asked to stop, packed (stop.h); 0: none was
+  std::int64_t abandoned = 0;    ///< 1: its part of this step is missing, so the step must not count
+  std::int64_t nanoseconds = 0;  ///< that it computed in the step before, per micro-batch; 0: not known
+  std::int64_t fingerprint = 0;  ///< of what the step before came to, the same on all ranks
+};
+
 /// What one optimizer step came to, the same on all ranks.
 struct StepResult {
   double loss = 0;           ///< mean over the global batch's tokens, nats; NaN when any token's loss was not finite
   double gradient_norm = 0;  ///< before clipping
   double learning_rate = 0;
-  bool skipped = false;  ///< the norm was not finite: weights and moments are unchanged
-  std::int64_t stop_votes = 0;
+  bool skipped = false;        ///< the norm was not finite, or above the limit: weights and moments are unchanged
+  std::vector<RankNews> news;  ///< of every rank
 };
 
 class ModelPrograms {
@@ -151,8 +159,12 @@ class ModelPrograms {
   /// Forward and backward of the batch in the inputs, gradients accumulating. Of a step, all ranks make as many replays.
   void accumulate();
   /// Ends a step: the batch in the inputs (unless `empty`, for a rank without a last micro-batch), the reduction over ranks,
-  /// the update. `updates` counts optimizer updates done so far, for the moments' bias.
-  StepResult finish_step(double learning_rate, std::int64_t updates, bool empty, bool vote_to_stop = false);
+  /// the update, unless the gradient norm is not finite or above `norm_limit` > 0. `updates` counts optimizer updates done so
+  /// far, for the moments' bias.
+  StepResult finish_step(double learning_rate, std::int64_t updates, bool empty, const RankNews& news = {},
+                         double norm_limit = 0);
+  /// Makes the step that is being gathered one that every rank skips.
+  void spoil_step();
   /// Forgets what `accumulate` has gathered since the last step.
   void discard_gradients();
   /// Sum of token losses of the batch in the inputs, in nats, without gradients.

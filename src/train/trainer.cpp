@@ -1,20 +1,16 @@
 #include "src/train/trainer.h"
 
 #include <algorithm>
-#include <array>
-#include <csignal>
-#include <cstdio>
-#include <fstream>
+#include <exception>
 #include <iostream>
-#include <limits>
+#include <nlohmann/json.hpp>
+#include <utility>
 
 #include "comm/single_process.h"
-#include "data/files.h"
 #include "src/core/clock.h"
 #include "src/core/error.h"
-#include "src/core/parallel.h"
-#include "src/core/version.h"
 #include "src/optim/schedule.h"
+#include "src/train/events.h"
 #include "src/train/inspect.h"
 #include "src/train/run_folder.h"
 #include "src/train/run_plan.h"
@@ -23,16 +19,12 @@ namespace attamba {
 
 namespace {
 
-constexpr std::int64_t kMostSkippedInARow = 3;
-constexpr double kPeakSeconds = 0.3;
-
-volatile std::sig_atomic_t stop_requested = 0;
+/// A stop waits for data so long before the step is abandoned.
+constexpr double kPatienceWithData = 1;
+/// The first steps choose algorithms and record programs: how long they take says nothing about a rank.
+constexpr std::int64_t kFirstSteps = 2;
 
 }  // namespace
-
-void Trainer::request_stop() {
-  stop_requested = 1;
-}
 
 template <class Body>
 void Trainer::on_first_rank(const Body& body) {
@@ -54,23 +46,43 @@ void Trainer::on_first_rank(const Body& body) {
 }
 
 Trainer::Trainer(const Config& config, Communicator& communicator, Device device)
-    : config_(config), communicator_(communicator), device_(device) {
+    : config_(config),
+      communicator_(communicator),
+      device_(device),
+      time_limit_(config.run.time_limit, config.run.stop_before_seconds),
+      bad_steps_({.spike_factor = config.train.spike_factor,
+                  .skips_before_rollback = config.train.skips_before_rollback,
+                  .rollbacks = config.train.rollbacks}) {
   validate(config_);
   require<UsageError>(!config_.run.folder.empty(), "run.folder is not set; name a folder for this run's results");
   share_ = {.per_step = config_.train.global_batch / config_.train.micro_batch,
             .rank = communicator_.rank(),
             .ranks = communicator_.size()};
-  open_data();
+  watchdog_ = std::make_unique<Watchdog>(communicator_, Watchdog::Settings{.seconds = config_.run.watchdog_seconds,
+                                                                           .patience = config_.run.watchdog_patience,
+                                                                           .events = folder() / kEventsFile});
+  using Part = void (Trainer::*)();
+  for (const Part part : {&Trainer::open_data, &Trainer::make_programs, &Trainer::open_run_folder, &Trainer::resume,
+                          &Trainer::open_metrics, &Trainer::start_loader, &Trainer::report_setup}) {
+    watchdog_->enter(part == &Trainer::resume ? Phase::loading : Phase::starting, state_.step);
+    (this->*part)();
+    if (vote_on_stop()) {
+      return;
+    }
+  }
+}
+
+Trainer::~Trainer() {
+  if (data_stuck_) {
+    [[maybe_unused]] Loader* stuck = loader_.release();  // its thread cannot be waited for; it ends with the process
+  }
+}
+
+void Trainer::make_programs() {
   chunking_ = make_model_chunking(config_.model, config_.data.sequence_length);
   programs_ = make_run_programs(config_, chunking_.get(), device_, communicator_);
   set_up_debugging();
-  open_run_folder();
-  resume();
-  start_loader();
-  report_setup();
 }
-
-Trainer::~Trainer() = default;
 
 void Trainer::set_up_debugging() {
   compare_cpu_ = config_.train.compare_cpu;
@@ -145,39 +157,61 @@ void Trainer::open_checkpoints() {
       folder() / kCheckpointFolder,
       CheckpointWriter::Settings{.background = c.background,
                                  .retention = {.keep = c.keep, .keep_every = c.keep_every, .keep_best = c.keep_best},
-                                 .say = [this](std::string_view text) { progress_->message(text); }},
+                                 .say = [this](std::string_view text) { say(std::string(text)); }},
       communicator_);
 }
 
 void Trainer::resume() {
   open_checkpoints();
-  const auto found = newest_checkpoint(folder() / kCheckpointFolder, communicator_);
-  if (!found) {
+  if (!load_newest_checkpoint()) {
     programs_->initialize(static_cast<std::uint64_t>(config_.train.seed));
     state_.data_fingerprint = samples_->fingerprint();
-  } else {
-    state_ = found->manifest.state;
-    require(
-        state_.data_fingerprint == samples_->fingerprint(), found->folder.string(),
-        ": was trained on other data (or another seed, sequence length or weights of sources); resuming would skip and repeat "
-        "samples. Put the data back, or start another run.folder");
-    load_slices(*found, programs_->kept_state());
-    programs_->refresh_compute_weights();
-    checkpoints_->loaded(state_.step);
   }
+  bad_steps_.restore(state_.norms);
   state_.configuration = to_toml(config_);
+}
+
+bool Trainer::load_newest_checkpoint() {
+  const auto found = newest_checkpoint(folder() / kCheckpointFolder, communicator_);
+  if (!found) {
+    return false;
+  }
+  state_ = found->manifest.state;
+  require(
+      state_.data_fingerprint == samples_->fingerprint(), found->folder.string(),
+      ": was trained on other data (or another seed, sequence length or weights of sources); resuming would skip and repeat "
+      "samples. Put the data back, or start another run.folder");
+  load_slices(*found, programs_->kept_state());
+  programs_->refresh_compute_weights();
+  checkpoints_->loaded(state_.step);
+  return true;
+}
+
+/// Cuts the metrics back to the step that the run is at, and finds out which step was evaluated last.
+void Trainer::open_metrics() {
+  on_first_rank([&] {
+    metrics_.reset();
+    metrics_ = std::make_unique<MetricsLog>(folder() / kMetricsFile, state_.step);
+    evaluated_step_ = -1;
+    for (const MetricsRecord& record : read_metrics(folder() / kMetricsFile)) {
+      evaluated_step_ = record.eval_loss ? record.step : evaluated_step_;
+    }
+  });
+  communicator_.broadcast({&evaluated_step_, {DType::int64, {1}}}, 0);
 }
 
 void Trainer::start_loader() {
   const std::int64_t count = share_.count(), first_step = state_.step;
   if (count > 0) {
-    const auto plan = [share = share_, count, first_step, train = config_.train](std::uint64_t k) {
+    const auto plan = [share = share_, count, first_step, passed_over = state_.passed_over,
+                       train = config_.train](std::uint64_t k) {
       std::vector<std::uint64_t> samples;
       const std::int64_t at_step = first_step + static_cast<std::int64_t>(k) / count;
       if (at_step < train.steps) {
         const std::int64_t micro = share.micro_batch(static_cast<std::int64_t>(k) % count);
         for (std::int64_t i = 0; i < train.micro_batch; ++i) {
-          samples.push_back(static_cast<std::uint64_t>(at_step * train.global_batch + micro * train.micro_batch + i));
+          samples.push_back(
+              static_cast<std::uint64_t>((at_step + passed_over) * train.global_batch + micro * train.micro_batch + i));
         }
       }
       return samples;
@@ -186,99 +220,111 @@ void Trainer::start_loader() {
   }
 }
 
-void Trainer::report_setup() {
-  communicator_.barrier();
-  double peak = kernels::on(device_).measure_matmul_peak(config_.train.compute_dtype(), kPeakSeconds);
-  communicator_.all_reduce_sum({&peak, {DType::float64, {1}}});
-  peak_flops_ = peak;
-  if (!leads()) {
-    return;
+// ---------------------------------------------------------------------------------------------- stopping
+
+/// What this rank knows of: a signal of its own, the end of the job's time (rank 0 has the clock), what others have heard.
+std::optional<StopRequest> Trainer::asked_to_stop() const {
+  if (const std::int64_t signal = stop_signal(); signal != 0) {
+    return StopRequest{communicator_.rank(), signal};
   }
-  std::int64_t parameters = 0;
-  for (const ParameterInfo& parameter : programs_->parameters()) {
-    parameters += parameter.shape.elements();
+  if (leads() &&
+      time_limit_.is_up(monotonic_seconds(), watchdog_->median_step(), checkpoints_ ? checkpoints_->save_seconds() : 0)) {
+    return StopRequest{0, kTimeIsUp};
   }
-  std::ostream& out = std::cerr;
-  out << version_line() << "\n  " << config_.model.kind << ", " << format_integer(parameters) << " parameters, "
-      << config_.train.dtype << " (" << kernels::on(device_).matmul_library(config_.train.compute_dtype()) << "), "
-      << communicator_.size() << (communicator_.size() == 1 ? " rank" : " ranks") << " x ";
-  if (device_ == Device::cpu) {
-    out << thread_count() << " threads (";
-  } else {
-    out << runtime(device_).description() << " (";
-  }
-  out << communicator_.description() << ")\n  " << format_integer(config_.train.steps) << " steps of "
-      << format_integer(config_.train.global_batch) << " x " << format_integer(config_.data.sequence_length) << " tokens, "
-      << format_quantity(
-             programs_->model_flops() / static_cast<double>(config_.train.micro_batch * config_.data.sequence_length), "FLOP")
-      << " per token; matrix products reach " << format_quantity(peak_flops_, "FLOP/s") << " here\n";
-  if (programs_->zero() > 0) {
-    const bool on_node = config_.train.zero_group == "node";
-    constexpr std::array<std::string_view, 3> kDivided{"optimizer state", "optimizer state and gradients",
-                                                       "optimizer state, gradients and weights"};
-    out << "  ZeRO stage " << programs_->zero() << ": " << kDivided[static_cast<std::size_t>(programs_->zero() - 1)]
-        << " divided among " << (on_node ? communicator_.local_size() : communicator_.size())
-        << (on_node ? " ranks of each node\n" : " ranks\n");
-  }
-  print_memory_table(out, programs_->memory(), programs_->largest_plan());
-  if (state_.step > 0) {
-    out << "  resuming after step " << format_integer(state_.step) << '\n';
-  }
-  metrics_ = std::make_unique<MetricsLog>(folder() / kMetricsFile, state_.step);
-  progress_ = std::make_unique<ProgressLine>(out, config_.train.steps, state_.step, ProgressLine::for_standard_error());
+  return watchdog_->stop_heard();
 }
 
+bool Trainer::vote_on_stop() {
+  watchdog_->tick();
+  std::vector<std::int64_t> votes(static_cast<std::size_t>(communicator_.size()));
+  votes[static_cast<std::size_t>(communicator_.rank())] = pack(asked_to_stop());
+  communicator_.all_reduce_sum({votes.data(), {DType::int64, {communicator_.size()}}});
+  for (const std::int64_t vote : votes) {
+    stop_ = stop_ ? stop_ : unpack_stop(vote);
+  }
+  return stop_.has_value();
+}
+
+// ---------------------------------------------------------------------------------------------- the loop
+
 Trainer::Outcome Trainer::run() {
-  if (state_.step >= config_.train.steps) {
-    if (leads()) {
-      progress_->message(
-          "this run has finished already; give it more train.steps in a new run.folder, or look at it with eval");
-    }
+  if (!stop_ && complete()) {
+    say("this run has finished already; give it more train.steps in a new run.folder, or look at it with eval");
     return Outcome::finished;
   }
-  while (state_.step < config_.train.steps) {
+  if (!stop_ && state_.step > 0 && evaluation_is_due() && evaluated_step_ != state_.step) {
+    evaluate();  // what a stop cut short
+  }
+  while (!stop_ && state_.step < config_.train.steps) {
     const StepResult result = step();
-    after_step(result);
-    if (result.stop_votes > 0 && state_.step < config_.train.steps) {
-      checkpoints_->save_now(state_, programs_->saved_state());
-      if (leads()) {
-        progress_->message(concat("stopped after step ", format_integer(state_.step),
-                                  ", as asked; everything is saved, run the same command to go on"));
-        progress_->finish();
-      }
-      return Outcome::stopped;
+    bool abandoned = false;
+    for (const RankNews& news : result.news) {
+      stop_ = stop_ ? stop_ : unpack_stop(news.stop);
+      abandoned = abandoned || news.abandoned != 0;
+    }
+    if (!abandoned) {
+      after_step(result);
     }
   }
-  if (evaluator_ && evaluated_step_ != state_.step) {
+  if (!stop_ && evaluator_ && evaluated_step_ != state_.step) {
     evaluate();
   }
-  checkpoints_->save_now(state_, programs_->saved_state());
-  if (leads()) {
-    progress_->finish();
-    if (config_.train.debug) {
-      profile_.print(std::cerr, peak_flops_);
-    }
+  if (checkpoints_ && state_.step > 0) {
+    watchdog_->enter(Phase::saving, state_.step);
+    state_.norms = bad_steps_.norms();
+    checkpoints_->save_now(state_, programs_->saved_state());
   }
-  return Outcome::finished;
+  report_end();
+  return complete() ? Outcome::finished : Outcome::stopped;
+}
+
+bool Trainer::complete() const {
+  return state_.step >= config_.train.steps && (!evaluator_ || evaluated_step_ == state_.step);
+}
+
+/// The loader's next batch; none when the ranks are to stop and it does not come.
+std::optional<Batch> Trainer::next_batch() {
+  constexpr double kLook = 0.05;
+  if (!loader_->wait(0)) {
+    watchdog_->enter(Phase::data, state_.step);
+    for (double asked = 0; !loader_->wait(kLook); asked += asked_to_stop() ? kLook : 0) {
+      if (asked >= kPatienceWithData) {
+        data_stuck_ = true;
+        return std::nullopt;
+      }
+    }
+    watchdog_->enter(Phase::step, state_.step);
+  }
+  return loader_->next();
 }
 
 StepResult Trainer::step() {
   step_began_ = monotonic_seconds();
+  const double waited = communicator_.progress().waited();
+  watchdog_->enter(Phase::step, state_.step);
   if (leads() && !config_.train.watch.empty()) {
     std::cerr << "step " << state_.step + 1 << '\n';
   }
   std::vector<std::int64_t> samples;
-  for (std::int64_t j = 0; j < share_.count(); ++j) {
-    const Batch batch = loader_->next();
-    samples.assign(batch.sample_indices.begin(), batch.sample_indices.end());
-    programs_->inputs().write(batch.tokens, batch.document_starts, samples, static_cast<std::uint64_t>(config_.train.seed),
-                              state_.step);
-    if (compare_cpu_) {
-      compare_with_cpu(batch, samples);
+  for (std::int64_t j = 0; j < share_.rounds(); ++j) {
+    const bool last = j + 1 == share_.rounds();
+    if (j < share_.count() && !data_stuck_) {
+      if (const std::optional<Batch> batch = next_batch()) {
+        samples.assign(batch->sample_indices.begin(), batch->sample_indices.end());
+        programs_->inputs().write(batch->tokens, batch->document_starts, samples,
+                                  static_cast<std::uint64_t>(config_.train.seed), state_.step);
+        if (compare_cpu_) {
+          compare_with_cpu(*batch, samples);
+        }
+      } else {
+        programs_->spoil_step();
+      }
     }
-    if (j + 1 < share_.rounds()) {
+    // A rank whose data does not come replays what it has, where the others' replays need it: the step does not count.
+    if (!last && (!data_stuck_ || programs_->runs_together(ProgramKind::accumulate))) {
       naming_samples(samples, [&] { programs_->accumulate(); });
     }
+    watchdog_->tick();
   }
   const OptimConfig& o = config_.optim;
   const ScheduleSettings schedule{.name = o.schedule,
@@ -287,84 +333,87 @@ StepResult Trainer::step() {
                                   .steps = config_.train.steps,
                                   .min_ratio = o.lr_min_ratio,
                                   .decay = o.decay};
-  return naming_samples(samples, [&] {
-    return programs_->finish_step(learning_rate(schedule, state_.step), state_.updates, share_.count() < share_.rounds(),
-                                  stop_requested != 0);
+  news_.stop = pack(asked_to_stop());
+  news_.abandoned = data_stuck_ ? 1 : 0;
+  norm_limit_ = bad_steps_.norm_limit();
+  const StepResult result = naming_samples(samples, [&] {
+    return programs_->finish_step(learning_rate(schedule, state_.step), state_.updates,
+                                  share_.count() < share_.rounds() || data_stuck_, news_, norm_limit_);
   });
+  const double own = monotonic_seconds() - step_began_ - (communicator_.progress().waited() - waited);
+  news_.nanoseconds = ++steps_here_ <= kFirstSteps || share_.count() == 0
+                          ? 0
+                          : static_cast<std::int64_t>(1e9 * own / static_cast<double>(share_.count()));
+  news_.fingerprint = fingerprint(result);
+  return result;
 }
 
 void Trainer::after_step(const StepResult& result) {
+  require_agreement(result.news, state_.step);
   const double seconds = monotonic_seconds() - step_began_;
+  watchdog_->step_took(seconds);
   ++state_.step;
   state_.validation_loss.reset();
   state_.updates += result.skipped ? 0 : 1;
   state_.seconds += seconds;
   window_seconds_ += seconds;
   ++window_steps_;
-  skipped_in_a_row_ = result.skipped ? skipped_in_a_row_ + 1 : 0;
-  if (result.skipped && leads()) {
-    progress_->message(concat("step ", format_integer(state_.step), ": loss ", result.loss, ", gradient norm ",
-                              result.gradient_norm, ": not finite, so the update was skipped"));
-  }
-  require(skipped_in_a_row_ < kMostSkippedInARow, "training: the loss or gradient of steps ",
-          state_.step - kMostSkippedInARow + 1, " to ", state_.step, " was not finite (last loss ", result.loss,
-          "); lower optim.lr, or run again with --train.debug true to see which operation makes it");
-  if (due(config_.train.log_every) || state_.step == config_.train.steps) {
+  find_slow_ranks(result.news);
+  const BadSteps::Verdict verdict = bad_steps_.judge(result);
+  if (result.skipped || due(config_.train.log_every) || state_.step == config_.train.steps) {
     log(result);
   }
-  if (evaluator_ && due(config_.eval.every)) {
+  if (verdict == BadSteps::Verdict::roll_back) {
+    roll_back(result);
+    return;
+  }
+  if (!stop_ && evaluation_is_due()) {
     evaluate();
   }
+  watchdog_->enter(Phase::saving, state_.step);
   checkpoints_->poll();
-  if (due(config_.checkpoint.every) && state_.step < config_.train.steps) {  // `run` saves the last step
+  save_due_ = save_due_ || due(config_.checkpoint.every);
+  // A bad step's checkpoint would be no place to go back to; the last step, and one to stop at, are saved by `run`.
+  if (save_due_ && bad_steps_.skipped_in_a_row() == 0 && !stop_ && state_.step < config_.train.steps) {
+    save_due_ = false;
+    state_.norms = bad_steps_.norms();
     checkpoints_->save(state_, programs_->saved_state());
+    bad_steps_.recovered();
+    vote_on_stop();
   }
 }
 
-void Trainer::log(const StepResult& result) {
-  if (leads()) {
-    const double steps_per_second = static_cast<double>(window_steps_) / window_seconds_;
-    const double tokens_per_step = static_cast<double>(config_.train.global_batch * config_.data.sequence_length);
-    const double flops = programs_->model_flops() * static_cast<double>(share_.per_step) * steps_per_second;
-    const std::int64_t next = state_.step;
-    MetricsRecord record{.step = next,
-                         .tokens = next * config_.train.global_batch * config_.data.sequence_length,
-                         .loss = result.loss,
-                         .grad_norm = result.gradient_norm,
-                         .tokens_per_s = tokens_per_step * steps_per_second,
-                         .model_flops_per_s = flops,
-                         .share_of_peak = flops / peak_flops_,
-                         .seconds = state_.seconds};
-    record.lr = result.learning_rate;
-    record.more.emplace_back("checkpoint_stall_seconds", checkpoints_->stall_seconds());
-    record.more.emplace_back("loader_wait_seconds", loader_ ? loader_->wait_seconds() : 0.0);
-    metrics_->append(record);
-    progress_->update(record);
-  }
+/// Back to the newest checkpoint, and on with the samples after those of the step that was last: all in between are left out.
+void Trainer::roll_back(const StepResult& result) {
+  const std::int64_t from = state_.step, passed_over = state_.passed_over;
+  const std::int64_t first_bad = from - bad_steps_.skipped_in_a_row() + 1;
+  const std::string what = concat("training: steps ", first_bad, " to ", from, " were skipped (last loss ", result.loss,
+                                  ", gradient norm ", result.gradient_norm, ": ", describe_bad(result), ")");
+  const std::string advice =
+      "; lower optim.lr, raise train.spike_factor if such norms are right, or run again with --train.debug true to see which "
+      "operation makes a number that is not finite";
+  require(bad_steps_.may_roll_back(), what, " after ", bad_steps_.rollbacks(), " rollbacks in a row", advice);
+  watchdog_->enter(Phase::loading, from);
+  checkpoints_->finish();
+  require(load_newest_checkpoint(), what, ", and there is no checkpoint to go back to", advice);
+  state_.passed_over = passed_over + (from - state_.step);
+  bad_steps_.rolled_back(state_.norms);
+  save_due_ = false;
   window_seconds_ = 0;
   window_steps_ = 0;
+  open_metrics();
+  start_loader();
+  report_rollback(first_bad, from);
 }
 
 void Trainer::evaluate() {
-  const EvaluationResult result = evaluator_->run(*programs_);
-  evaluated_step_ = state_.step;
-  state_.validation_loss = result.loss;
-  if (!leads()) {
-    return;
+  watchdog_->enter(Phase::evaluation, state_.step);
+  const std::optional<EvaluationResult> result = evaluator_->run(*programs_, [this] { return vote_on_stop(); });
+  if (result) {
+    evaluated_step_ = state_.step;
+    state_.validation_loss = result->loss;
+    report_evaluation(*result);
   }
-  MetricsRecord record{.step = state_.step,
-                       .tokens = state_.step * config_.train.global_batch * config_.data.sequence_length,
-                       .seconds = state_.seconds,
-                       .eval_loss = result.loss};
-  record.more = {{"perplexity", result.perplexity()},
-                 {"word_perplexity", result.word_perplexity()},
-                 {"bits_per_byte", result.bits_per_byte()}};
-  metrics_->append(record);
-  char text[160];
-  std::snprintf(
-      text, sizeof text, "validation after step %s: loss %.4f, perplexity %.2f per token, %.1f per word, %.4f bits per byte",
-      format_integer(state_.step).c_str(), result.loss, result.perplexity(), result.word_perplexity(), result.bits_per_byte());
-  progress_->message(text);
 }
 
 }  // namespace attamba

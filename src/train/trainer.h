@@ -4,17 +4,24 @@
 #include <cstdint>
 #include <filesystem>
 #include <memory>
+#include <nlohmann/json_fwd.hpp>
 #include <optional>
+#include <span>
+#include <string>
 #include <vector>
 
 #include "comm/communicator.h"
 #include "data/loader.h"
+#include "src/train/bad_steps.h"
 #include "src/train/checkpoint_writer.h"
 #include "src/train/config.h"
 #include "src/train/evaluate.h"
 #include "src/train/metrics.h"
 #include "src/train/op_profile.h"
 #include "src/train/programs.h"
+#include "src/train/slow_ranks.h"
+#include "src/train/stop.h"
+#include "src/train/watchdog.h"
 
 namespace attamba {
 
@@ -39,27 +46,44 @@ class Trainer {
   Trainer(const Config& config, Communicator& communicator, Device device = Device::cpu);
   ~Trainer();
 
-  /// Trains to the last step, or until a rank was asked to stop (SIGINT, SIGTERM): all ranks then save the same step.
+  /// Trains to the last step, or until a rank was asked to stop (stop.h): all ranks then save the same step.
   Outcome run();
-
-  /// After this, `run` ends at the next step's end. Safe in a signal handler.
-  static void request_stop();
 
  private:
   void open_data();
+  void make_programs();
   void open_run_folder();
   void resume();
+  bool load_newest_checkpoint();
+  void open_metrics();
   void start_loader();
   void report_setup();
   void set_up_debugging();
+  std::optional<StopRequest> asked_to_stop() const;
+  /// All ranks call it, and then either all stop or none does. Between votes, each step's reduction carries the wish.
+  bool vote_on_stop();
+  bool complete() const;
+  std::optional<Batch> next_batch();
   StepResult step();
   /// Runs `body`; a number that is not finite is reported with the step and with the sample, one of those in the inputs.
   template <class Body>
   auto naming_samples(const std::vector<std::int64_t>& batch_samples, const Body& body);
   void compare_with_cpu(const Batch& batch, const std::vector<std::int64_t>& samples);
   void after_step(const StepResult& result);
-  void log(const StepResult& result);
+  void roll_back(const StepResult& result);
   void evaluate();
+  bool evaluation_is_due() const { return evaluator_ && due(config_.eval.every); }
+
+  // trainer_report.cpp
+  void say(const std::string& text);
+  void remember(nlohmann::json event);
+  void log(const StepResult& result);
+  void find_slow_ranks(std::span<const RankNews> news);
+  void report_skipped(const StepResult& result, MetricsRecord& record);
+  void report_rollback(std::int64_t first_bad, std::int64_t last_bad);
+  void report_evaluation(const EvaluationResult& result);
+  void report_end();
+
   bool due(std::int64_t every) const { return every > 0 && state_.step % every == 0; }
   bool leads() const { return communicator_.rank() == 0; }
   std::filesystem::path folder() const { return config_.run.folder; }
@@ -84,10 +108,18 @@ class Trainer {
   std::unique_ptr<ProgressLine> progress_;
   OpProfile profile_;
   bool compare_cpu_ = false;  ///< still to be done, before the next micro-batch
-  std::int64_t skipped_in_a_row_ = 0;
+  TimeLimit time_limit_;
+  BadSteps bad_steps_;
+  SlowRanks slow_ranks_;
+  std::optional<StopRequest> stop_;  ///< all ranks have agreed on it
+  RankNews news_;                    ///< told with the next step
+  double norm_limit_ = 0;
+  std::int64_t steps_here_ = 0;  ///< of this process
+  bool data_stuck_ = false, save_due_ = false;
   double step_began_ = 0, window_seconds_ = 0;  ///< seconds of steps since the last logged one
   std::int64_t window_steps_ = 0;
   std::int64_t evaluated_step_ = -1;
+  std::unique_ptr<Watchdog> watchdog_;  ///< last, so that it goes first
 };
 
 }  // namespace attamba

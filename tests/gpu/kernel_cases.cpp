@@ -176,7 +176,9 @@ Case update(std::int64_t rows, std::int64_t width, double clip) {
               types.push_back(p.gradient.type);
               parameters.push_back(p);
             }
-            const Tensor step = s.constant(DType::float64, {kernels::kStepFields}, 0.25), norm = s.output(DType::float64, {1});
+            std::vector<double> fields(kernels::kStepFields, 0.25);
+            fields[kernels::kStepNormLimit] = 0;
+            const Tensor step = s.float64s(fields), norm = s.output(DType::float64, {1});
             const Tensor digits = s.output(DType::int64, {kernels::kSquareDigits}), exact = s.output(DType::float64, {1});
             s.on().square_sum(s.launch(s.on().square_sum_workspace(types)), norm, gradients);
             s.on().square_digits(s.launch(s.on().square_digits_workspace(types)), digits, gradients);

@@ -73,6 +73,10 @@ Tensor Side::integers(const std::vector<std::int32_t>& values) {
   return make(DType::int32, {static_cast<std::int64_t>(values.size())}, {values.begin(), values.end()});
 }
 
+Tensor Side::float64s(const std::vector<double>& values) {
+  return make(DType::float64, {static_cast<std::int64_t>(values.size())}, values);
+}
+
 Tensor Side::output(DType type, const Shape& shape) {
   return poisoned({type, shape});
 }

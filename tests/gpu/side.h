@@ -42,6 +42,7 @@ class Side {
   Tensor sums(const Shape& shape, double deviation = 1, double mean = 0) { return random(sum_type(), shape, deviation, mean); }
   Tensor constant(DType type, const Shape& shape, double value);
   Tensor integers(const std::vector<std::int32_t>& values);
+  Tensor float64s(const std::vector<double>& values);
   /// Memory that is not a number until the kernel writes it.
   Tensor output(DType type, const Shape& shape);
   Tensor output(const Shape& shape) { return output(type_, shape); }

@@ -297,6 +297,7 @@ Array<double> step_fields(int number, double rate) {  // number counts from 1
   step[kStepLearningRate] = rate;
   step[kStepBias1] = 1 - std::pow(kSettings.beta1, number);
   step[kStepBias2] = 1 - std::pow(kSettings.beta2, number);
+  step[kStepNormLimit] = 0;
   return step;
 }
 
@@ -407,6 +408,26 @@ TYPED_TEST(Update, AdamWSkipsStepsWhoseNormIsNotFinite) {
     EXPECT_EQ(step[kStepSkipped], 0);
     EXPECT_FALSE(list[1].same_state(before[1]));
   }
+}
+
+TYPED_TEST(Update, AdamWSkipsStepsWhoseNormIsAboveTheLimit) {
+  auto list = parameters<TypeParam>();
+  const auto before = list;
+  const double squares = new_gradients(list, 0, 1);
+  auto step = step_fields(1, 3e-3);
+  step[kStepNormLimit] = std::sqrt(squares) * (1 - 1e-9);
+  run_adamw(list, step, squares);
+  EXPECT_EQ(step[kStepSkipped], 1);
+  EXPECT_EQ(step[kStepGradientNorm], std::sqrt(squares));
+  for (std::size_t p = 0; p < list.size(); ++p) {
+    EXPECT_TRUE(list[p].same_state(before[p])) << p;
+    EXPECT_TRUE(list[p].gradient.same_bits(Array<TypeParam>(list[p].gradient.shape))) << p;
+  }
+  new_gradients(list, 0, 1);
+  step[kStepNormLimit] = std::sqrt(squares);
+  run_adamw(list, step, squares);
+  EXPECT_EQ(step[kStepSkipped], 0);
+  EXPECT_FALSE(list[1].same_state(before[1]));
 }
 
 TYPED_TEST(Update, IgnoresTheNumberOfThreads) {

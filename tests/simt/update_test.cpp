@@ -182,7 +182,7 @@ struct Parameters {
       all.push_back(std::move(one));
       name += 5;
     }
-    step = {DType::float64, {kernels::kStepFields}, std::vector<double>{3e-2, 0.271, 0.1426, -1, -1}};
+    step = {DType::float64, {kernels::kStepFields}, std::vector<double>{3e-2, 0.271, 0.1426, -1, -1, 0}};
     norm_squared = {DType::float64, {1}, norm * norm};
   }
 
@@ -257,6 +257,20 @@ TEST_P(AdamWOnTheEmulator, ANormThatIsNotFiniteSkipsTheStep) {
     }
     EXPECT_EQ(found.field(kernels::kStepSkipped), 1);
     EXPECT_FALSE(std::isfinite(found.field(kernels::kStepGradientNorm)));
+  }
+}
+
+TEST_P(AdamWOnTheEmulator, ANormAboveTheLimitSkipsTheStepAndIsReported) {
+  for (const double limit : {1.75, 2.0}) {  // below the norm, and the norm itself
+    Parameters found(kSizes, DType::float32, GetParam(), 2);
+    const Parameters before(kSizes, DType::float32, GetParam(), 2);
+    found.step = {DType::float64, {kernels::kStepFields}, std::vector<double>{3e-2, 0.271, 0.1426, -1, -1, limit}};
+    cuda::adamw(device_launch(), found.step, found.list(), found.norm_squared, kSettings);
+    EXPECT_EQ(found.field(kernels::kStepSkipped), limit < 2 ? 1 : 0);
+    EXPECT_EQ(found.field(kernels::kStepGradientNorm), 2);
+    EXPECT_EQ(found.all[1].master.same_bits(before.all[1].master), limit < 2);
+    EXPECT_EQ(found.all[1].moment2.same_bits(before.all[1].moment2), limit < 2);
+    EXPECT_EQ(found.all[1].gradient.values(), std::vector<double>(found.all[1].gradient.size(), 0.0));
   }
 }
 

@@ -85,13 +85,21 @@ Config everything_changed() {
              .zero = 2,
              .zero_group = "node",
              .threads = 3,
+             .spike_factor = 7.5,
+             .skips_before_rollback = 5,
+             .rollbacks = 4,
              .log_every = 7,
              .debug = true,
              .watch = "layers.0.*",
              .compare_cpu = true};
   c.eval = {.every = 11, .windows = 12};
   c.checkpoint = {.every = 13, .background = false, .keep = 14, .keep_every = 26, .keep_best = true};
-  c.run = {.folder = "runs/x", .resume = "never"};
+  c.run = {.folder = "runs/x",
+           .resume = "never",
+           .time_limit = 3600,
+           .stop_before_seconds = 90,
+           .watchdog_seconds = 20,
+           .watchdog_patience = 700};
   return c;
 }
 

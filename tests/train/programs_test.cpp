@@ -299,6 +299,28 @@ TEST(Steps, ANormThatIsNotFiniteSkipsTheUpdate) {
   }
 }
 
+TEST(Steps, ANormAboveTheLimitAndASpoiledStepSkipTheUpdate) {
+  for (const bool deterministic : {false, true}) {
+    Rank rank(tiny("attamba"), {.deterministic = deterministic}), untouched(tiny("attamba"), {.deterministic = deterministic});
+    rank.write(0, 2);
+    const double norm = rank.programs.finish_step(1e-3, 0, false, {}, 1e-9).gradient_norm;
+    EXPECT_GT(norm, 1e-9);
+    EXPECT_EQ(rank.all_weights(), untouched.all_weights());
+    rank.write(0, 2);
+    rank.programs.spoil_step();
+    const StepResult spoiled = rank.programs.finish_step(1e-3, 0, false, {.stop = 7, .abandoned = 1});
+    EXPECT_TRUE(spoiled.skipped);
+    ASSERT_EQ(spoiled.news.size(), 1u);
+    EXPECT_EQ(spoiled.news[0].stop, 7);
+    EXPECT_EQ(spoiled.news[0].abandoned, 1);
+    EXPECT_EQ(rank.all_weights(), untouched.all_weights());
+    rank.write(0, 2);
+    const StepResult within = rank.programs.finish_step(1e-3, 0, false, {}, norm);
+    EXPECT_FALSE(within.skipped);
+    EXPECT_EQ(within.gradient_norm, norm) << "nothing is left of the steps before";
+  }
+}
+
 TEST(Steps, DiscardedGradientsLeaveNoTrace) {
   for (const bool deterministic : {false, true}) {
     Rank plain(tiny("attamba"), {.deterministic = deterministic}), discarded(tiny("attamba"), {.deterministic = deterministic});

@@ -322,6 +322,33 @@ TEST(Ranks, AreNumberedOnTheirHostToo) {
   EXPECT_THAT(world().description(), testing::HasSubstr("on 1 host"));
 }
 
+TEST(Progress, CountsCollectivesAlikeOnAllRanks) {
+  if (world().size() == 1) {
+    return;  // alone, nobody is waited for
+  }
+  using Progress = CollectiveProgress;
+  const Progress::Position before = world().progress().position(Progress::foreground);
+  const Progress::Position behind = world().progress().position(Progress::background);
+  std::vector<float> data(3);
+  const double waited = world().progress().waited();
+  if (world().rank() == 0) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(60));
+  }
+  world().all_reduce_sum(view(data));
+  EXPECT_TRUE(world().rank() == 0 || world().progress().waited() - waited > 0.03) << "the others waited for rank 0";
+  world().start_all_reduce_sum(view(data))->wait();
+  world().barrier();
+  const Progress::Position after = world().progress().position(Progress::foreground);
+  EXPECT_EQ(after.number, before.number + 2);
+  EXPECT_FALSE(after.inside);
+  EXPECT_EQ(CollectiveCall::from_signature(after.signature).describe(), "barrier");
+  EXPECT_EQ(world().progress().position(Progress::background).number, behind.number + 1);
+  EXPECT_FALSE(world().progress().waiting());
+  std::int64_t numbers[2] = {after.number, -after.number};
+  world().all_reduce_max({numbers, {DType::int64, {2}}});
+  EXPECT_EQ(numbers[0], -numbers[1]) << "numbers agree between ranks";
+}
+
 TEST(Groups, AreCommunicatorsOfTheirOwn) {
   EXPECT_EQ(world().first_local_rank(), 0);
   if (world().description().starts_with("TCP")) {
@@ -350,6 +377,11 @@ TEST(Errors, RanksThatDoDifferentThingsAllHearOfIt) {
   std::vector<float> data(world().rank() == 0 ? 7 : 5);
   EXPECT_THAT([&] { world().all_reduce_sum(view(data)); },
               testing::ThrowsMessage<Error>(testing::AllOf(testing::HasSubstr("20 bytes"), testing::HasSubstr("28 bytes"))));
+  if (world().size() > 2) {  // then it is clear who is right
+    EXPECT_THAT([&] { world().all_reduce_sum(view(data)); },
+                testing::ThrowsMessage<Error>(testing::AllOf(
+                    testing::HasSubstr("ranks 1, 2"), testing::EndsWith("rank 0 in all_reduce_sum of 28 bytes of float32"))));
+  }
   const auto request = world().start_all_reduce_sum(view(data));
   EXPECT_THAT([&] { request->wait(); }, testing::ThrowsMessage<Error>(testing::HasSubstr("start_all_reduce_sum")));
   const auto different_collectives = [&] {

@@ -1,0 +1,16 @@
+// events.jsonl in a run's folder: what happened to the run besides its numbers, one JSON object per line. Nothing is ever taken
+// out of it, also when the run goes back to an earlier step.
+#pragma once
+
+#include <filesystem>
+#include <nlohmann/json_fwd.hpp>
+
+namespace attamba {
+
+inline constexpr const char* kEventsFile = "events.jsonl";
+
+/// Appends the event with the time of day ("time", seconds since 1970) in one write. Failing is no reason to stop anything, so
+/// it is silent.
+void append_event(const std::filesystem::path& file, nlohmann::json event);
+
+}  // namespace attamba

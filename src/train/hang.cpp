@@ -1,0 +1,176 @@
+#include "src/train/hang.h"
+
+#include <algorithm>
+#include <array>
+
+#include "comm/collective_call.h"
+#include "src/core/error.h"
+
+namespace attamba {
+
+namespace {
+
+using Position = CollectiveProgress::Position;
+
+constexpr std::array<std::string_view, CollectiveProgress::kLanes> kLaneNames{"foreground", "background"};
+
+std::string describe_call(const Position& position, std::size_t lane) {
+  return concat(CollectiveCall::from_signature(position.signature).describe(), ", ", kLaneNames[lane]);
+}
+
+/// Collectives of a lane that the rank has got into.
+bool is_behind(const Position& rank, const Position& furthest) {
+  return rank.number < furthest.number || (rank.number == furthest.number && furthest.inside && !rank.inside);
+}
+
+}  // namespace
+
+std::string_view name_of(Phase phase) {
+  constexpr std::array<std::string_view, 7> kNames{
+      "starting", "loading a checkpoint", "waiting for data", "computing a step", "evaluation", "saving", "gone"};
+  const auto index = static_cast<std::size_t>(phase);
+  return index < kNames.size() ? kNames[index] : "unknown";
+}
+
+HangJudge::HangJudge(std::vector<std::string> hosts, double silence, double now)
+    : hosts_(std::move(hosts)), silence_(silence), ranks_(hosts_.size()) {
+  for (std::size_t r = 0; r < ranks_.size(); ++r) {
+    ranks_[r].heard = ranks_[r].moved = now;
+    ranks_[r].beat.limit = silence;
+    ranks_[r].beat.ticks = -1;
+  }
+}
+
+void HangJudge::heard(const Heartbeat& beat, double now) {
+  Seen& seen = ranks_[static_cast<std::size_t>(beat.rank)];
+  if (beat.ticks < seen.beat.ticks) {
+    return;  // overtaken by a later one
+  }
+  if (beat.ticks != seen.beat.ticks || beat.phase != seen.beat.phase) {
+    seen.moved = now;
+  }
+  seen.heard = now;
+  seen.beat = beat;
+}
+
+void HangJudge::forgive(double seconds) {
+  for (Seen& seen : ranks_) {
+    seen.heard += seconds;
+    seen.moved += seconds;
+  }
+}
+
+bool HangJudge::silent(int rank, double now) const {
+  const Seen& seen = ranks_[static_cast<std::size_t>(rank)];
+  return !seen.left() && now - seen.heard > silence_;
+}
+
+std::optional<HangJudge::Finding> HangJudge::judge(double now) const {
+  std::vector<int> silent_ranks, still, gone;
+  double seconds = 0;
+  std::size_t waiting = 0;
+  for (int r = 0; r < static_cast<int>(ranks_.size()); ++r) {
+    if (silent(r, now)) {
+      silent_ranks.push_back(r);
+      seconds = std::max(seconds, now - ranks_[static_cast<std::size_t>(r)].heard);
+    }
+  }
+  if (!silent_ranks.empty()) {
+    return blame(std::move(silent_ranks), "no sign of life", seconds);
+  }
+  double shortest = -1;
+  for (int r = 0; r < static_cast<int>(ranks_.size()); ++r) {
+    const Seen& seen = ranks_[static_cast<std::size_t>(r)];
+    const double quiet = now - seen.moved;
+    if (seen.left()) {
+      gone.push_back(r);
+    } else if (quiet <= seen.beat.limit) {
+      return std::nullopt;  // gets on, or may take its time; whoever waits for it does so rightly
+    } else if (seen.beat.waiting == 0) {
+      still.push_back(r);
+      seconds = std::max(seconds, quiet);
+    } else {
+      ++waiting;
+      shortest = shortest < 0 ? quiet : std::min(shortest, quiet);
+    }
+  }
+  if (!still.empty()) {
+    return blame(std::move(still), "does not get on", seconds);
+  }
+  if (waiting == 0) {
+    return std::nullopt;  // all have left
+  }
+  if (!gone.empty()) {
+    return blame(std::move(gone), "has left, while others wait for it", shortest);
+  }
+  return blame(behind(), "does not come to a collective", shortest);
+}
+
+/// Ranks that have entered fewer collectives than another one, in any lane.
+std::vector<int> HangJudge::behind() const {
+  std::vector<int> found;
+  for (int r = 0; r < static_cast<int>(ranks_.size()); ++r) {
+    for (std::size_t lane = 0; lane < CollectiveProgress::kLanes; ++lane) {
+      const Position& own = ranks_[static_cast<std::size_t>(r)].beat.lanes[lane];
+      const bool later =
+          std::any_of(ranks_.begin(), ranks_.end(), [&](const Seen& other) { return is_behind(own, other.beat.lanes[lane]); });
+      if (later && (found.empty() || found.back() != r)) {
+        found.push_back(r);
+      }
+    }
+  }
+  return found;
+}
+
+HangJudge::Finding HangJudge::blame(std::vector<int> ranks, std::string what, double seconds) const {
+  const Seen& first = ranks_[static_cast<std::size_t>(ranks.empty() ? 0 : ranks.front())];
+  Finding finding{.ranks = std::move(ranks),
+                  .what = std::move(what),
+                  .step = first.beat.step,
+                  .number = 0,
+                  .collective = {},
+                  .phase = std::string(name_of(first.phase())),
+                  .seconds = seconds};
+  for (std::size_t lane = 0; lane < CollectiveProgress::kLanes; ++lane) {
+    const Position& own = first.beat.lanes[lane];
+    for (const Seen& other : ranks_) {
+      const Position& theirs = other.beat.lanes[lane];
+      if (theirs.inside && is_behind(own, theirs)) {
+        finding.number = theirs.number;
+        finding.collective = describe_call(theirs, lane);
+        return finding;
+      }
+    }
+  }
+  for (std::size_t lane = 0; lane < CollectiveProgress::kLanes; ++lane) {
+    if (first.beat.lanes[lane].inside) {
+      finding.number = first.beat.lanes[lane].number;
+      finding.collective = describe_call(first.beat.lanes[lane], lane);
+    }
+  }
+  return finding;
+}
+
+std::string describe(const HangJudge::Finding& finding, const std::vector<std::string>& hosts) {
+  std::string text;
+  if (finding.ranks.empty()) {
+    text = concat("all ranks are in the same collective, and it does not get on");
+  } else {
+    constexpr std::size_t kNamed = 16;
+    for (std::size_t i = 0; i < std::min(finding.ranks.size(), kNamed); ++i) {
+      const auto rank = static_cast<std::size_t>(finding.ranks[i]);
+      text += concat(i == 0 ? "" : ", ", "rank ", rank, " of ", hosts.size(), " on ", hosts[rank]);
+    }
+    text += concat(finding.ranks.size() > kNamed ? concat(" and ", finding.ranks.size() - kNamed, " more") : std::string(),
+                   ": ", finding.what);
+  }
+  char duration[32];
+  std::snprintf(duration, sizeof duration, " for %.1f s", finding.seconds);
+  text += concat(duration, "; after step ", finding.step, ", ", finding.phase);
+  if (finding.number > 0) {
+    text += concat("; collective number ", finding.number, " (", finding.collective, ") waits");
+  }
+  return text;
+}
+
+}  // namespace attamba

@@ -1,0 +1,251 @@
+// Training runs as processes of their own, that tests send signals to.
+#pragma once
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <signal.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "src/core/clock.h"
+#include "src/core/error.h"
+#include "src/core/random.h"
+#include "tests/launch/shell.h"
+
+namespace attamba {
+
+namespace fs = std::filesystem;
+
+inline std::string read_file(const fs::path& path) {
+  std::ifstream in(path);
+  return {std::istreambuf_iterator<char>(in), {}};
+}
+
+/// Trials of a sampled test.
+inline int trials(int usually) {
+  const char* asked = std::getenv("ATTAMBA_TRIALS");
+  return asked == nullptr ? usually : std::atoi(asked);
+}
+
+/// A command in the background, under mpirun or alone. Whatever is left of it goes with the object.
+class Job {
+ public:
+  Job(const std::string& command, fs::path log, int ranks) : log_(std::move(log)), ranks_(ranks) {
+    pid_ = fork();
+    if (pid_ == 0) {
+      execl("/bin/sh", "sh", "-c", ("exec " + command + " >" + log_.string() + " 2>&1 </dev/null").c_str(), nullptr);
+      _exit(127);
+    }
+  }
+  ~Job() {
+    if (!ended_) {
+      for (int r = 0; ranks_ > 1 && r < ranks_; ++r) {
+        if (const pid_t pid = rank(r); pid > 0) {
+          kill(pid, SIGKILL);
+        }
+      }
+      kill(pid_, SIGKILL);
+      waitpid(pid_, nullptr, 0);
+    }
+  }
+  Job(const Job&) = delete;
+  Job& operator=(const Job&) = delete;
+
+  pid_t pid() const { return pid_; }
+  /// The process of a rank: a child of mpirun's that has that number in its environment. 0: there is none (yet).
+  pid_t rank(int number) const {
+    if (ranks_ == 1) {
+      return pid_;
+    }
+    const std::string children = concat("/proc/", pid_, "/task/", pid_, "/children");
+    std::ifstream in(children);
+    for (pid_t child; in >> child;) {
+      const std::string environment = read_file(concat("/proc/", child, "/environ"));
+      const std::string wanted = concat("OMPI_COMM_WORLD_RANK=", number);
+      if (environment.find(wanted + '\0') != std::string::npos) {
+        return child;
+      }
+    }
+    return 0;
+  }
+  /// Has the process replaced itself by the program, so that its own handlers, if any, are what signals meet?
+  bool handles_signals(int number) const {
+    const pid_t pid = rank(number);
+    const std::string status = read_file(concat("/proc/", pid, "/status"));
+    const std::size_t caught = status.find("SigCgt:");
+    return pid > 0 && caught != std::string::npos &&
+           (std::stoull(status.substr(caught + 7), nullptr, 16) >> (SIGUSR1 - 1) & 1) != 0 &&
+           (std::stoull(status.substr(caught + 7), nullptr, 16) >> (SIGTERM - 1) & 1) != 0;
+  }
+  template <class Condition>
+  bool wait_until(const Condition& condition, double seconds = 60) {
+    for (const double end = monotonic_seconds() + seconds; monotonic_seconds() < end;) {
+      if (condition()) {
+        return true;
+      }
+      if (has_ended()) {
+        return condition();
+      }
+      std::this_thread::sleep_for(std::chrono::milliseconds(2));
+    }
+    return false;
+  }
+  bool wait_for_signal_handlers() {
+    return wait_until([&] {
+      for (int r = 0; r < ranks_; ++r) {
+        if (!handles_signals(r)) {
+          return false;
+        }
+      }
+      return true;
+    });
+  }
+  /// The exit code; -1 when it has not ended after so long, -2 when a signal has ended it.
+  int exit_code(double seconds = 60) {
+    const double end = monotonic_seconds() + seconds;
+    while (!has_ended() && monotonic_seconds() < end) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(2));
+    }
+    return !ended_ ? -1 : WIFEXITED(status_) ? WEXITSTATUS(status_) : -2;
+  }
+  std::string output() const { return read_file(log_); }
+
+ private:
+  bool has_ended() {
+    ended_ = ended_ || waitpid(pid_, &status_, WNOHANG) == pid_;
+    return ended_;
+  }
+
+  fs::path log_;
+  int ranks_;
+  pid_t pid_ = 0;
+  int status_ = 0;
+  bool ended_ = false;
+};
+
+/// A small data set, and runs of a small model on it.
+class Reliability : public testing::Test {
+ protected:
+  static void SetUpTestSuite() {
+    std::string pattern = (fs::temp_directory_path() / "attamba-reliability-XXXXXX").string();
+    ASSERT_NE(mkdtemp(pattern.data()), nullptr);
+    folder_ = pattern;
+    std::ofstream text(folder_ / "text.jsonl");
+    RandomStream random(3);
+    const std::vector<std::string> words{"the", "river", "ran", "past", "seven", "old", "mills", "and", "a", "bridge"};
+    for (int document = 0; document < 60; ++document) {
+      text << "{\"text\": \"";
+      for (int i = 0; i < 120; ++i) {
+        text << words[random.below(words.size())] << ' ';
+      }
+      text << "\"}\n";
+    }
+    text.close();
+    const Outcome prepared = shell(concat(ATTAMBA_PROGRAM, " data prepare ", (folder_ / "text.jsonl").string(), " -o ",
+                                          (folder_ / "data").string(), " --vocab-size 300 --valid-fraction 0.1"));
+    ASSERT_EQ(prepared.exit_code, 0) << prepared.output;
+  }
+  static void TearDownTestSuite() { fs::remove_all(folder_); }
+
+  using Keys = std::vector<std::pair<std::string, std::string>>;
+
+  /// Settings of a run that ends on its own only after `train.steps`.
+  static Keys keys(const std::string& name, const Keys& more) {
+    Keys all{{"model.vocab_size", "300"},
+             {"model.dim", "32"},
+             {"model.n_layers", "2"},
+             {"model.n_heads", "2"},
+             {"model.ffn_dim", "48"},
+             {"model.ssm.hidden", "16"},
+             {"model.ssm.state", "8"},
+             {"model.ssm.heads", "2"},
+             {"model.chunking.size", "4"},
+             {"model.chunking.leading_tokens", "3"},
+             {"data.sequence_length", "24"},
+             {"train.steps", "100000"},
+             {"optim.warmup", "2"},
+             {"optim.schedule", "constant"},
+             {"train.micro_batch", "1"},
+             {"train.global_batch", "6"},
+             {"train.log_every", "1"},
+             {"eval.every", "0"},
+             {"checkpoint.every", "0"},
+             {"data.train", (folder_ / "data/train").string()},
+             {"data.valid", (folder_ / "data/valid").string()},
+             {"run.folder", (folder_ / name).string()}};
+    for (const auto& [key, value] : more) {
+      all.erase(std::remove_if(all.begin(), all.end(), [&k = key](const auto& entry) { return entry.first == k; }), all.end());
+      all.emplace_back(key, value);
+    }
+    return all;
+  }
+  static std::string launcher(int ranks, const std::string& environment = "") {
+    return concat("env ", environment, ranks == 1 ? std::string() : concat(" mpirun --bind-to none -np ", ranks), ' ');
+  }
+  static std::string training(const std::string& name, int ranks, const Keys& more = {}, const std::string& environment = "") {
+    std::string command = launcher(ranks, environment) + ATTAMBA_PROGRAM + " train";
+    for (const auto& [key, value] : keys(name, more)) {
+      command += concat(" --", key, ' ', value);
+    }
+    return command;
+  }
+  /// With a fault: "nan 1 5-7".
+  static std::string faulty(const std::string& name, int ranks, const std::string& fault, const Keys& more = {}) {
+    std::string command = launcher(ranks) + ATTAMBA_FAULTY_TRAINING + " " + fault;
+    for (const auto& [key, value] : keys(name, more)) {
+      command += concat(' ', key, '=', value);
+    }
+    return command;
+  }
+  static std::vector<nlohmann::json> lines(const std::string& name, const char* file) {
+    std::vector<nlohmann::json> found;
+    std::ifstream in(folder_ / name / file);
+    for (std::string line; std::getline(in, line);) {
+      nlohmann::json json = nlohmann::json::parse(line, nullptr, false);
+      if (!json.is_discarded()) {
+        found.push_back(std::move(json));
+      }
+    }
+    return found;
+  }
+  static std::vector<nlohmann::json> events(const std::string& name, const std::string& kind) {
+    std::vector<nlohmann::json> all = lines(name, "events.jsonl");
+    all.erase(std::remove_if(all.begin(), all.end(), [&](const auto& event) { return event.at("event") != kind; }), all.end());
+    return all;
+  }
+  static std::int64_t steps_logged(const std::string& name) {
+    const auto all = lines(name, "metrics.jsonl");
+    return all.empty() ? 0 : all.back().at("step").get<std::int64_t>();
+  }
+  static fs::path checkpoint(const std::string& name, std::int64_t step) {
+    char text[32];
+    std::snprintf(text, sizeof text, "step-%09ld", static_cast<long>(step));
+    return folder_ / name / "checkpoints" / text;
+  }
+  /// Where the last checkpoint is; -1: there is none.
+  static std::int64_t saved_step(const std::string& name) {
+    std::int64_t newest = -1;
+    std::error_code none;
+    for (const auto& entry : fs::directory_iterator(folder_ / name / "checkpoints", none)) {
+      const std::string file = entry.path().filename().string();
+      if (file.size() == 14) {
+        newest = std::max<std::int64_t>(newest, std::stoll(file.substr(5)));
+      }
+    }
+    return newest;
+  }
+
+  static inline fs::path folder_;
+};
+
+}  // namespace attamba

@@ -90,8 +90,7 @@ std::vector<std::string> find_unsynced(const std::filesystem::path& trace) {
       }
       continue;
     }
-    const bool finished = path.find("/step-") != std::string::npos && path.find(".unfinished") == std::string::npos &&
-                          path.find(".tmp") == std::string::npos;
+    const bool finished = path.find("/step-") != std::string::npos && path.find(".tmp") == std::string::npos;
     if ((call == "unlink" || call == "rmdir") && finished && unsynced.newest_name_unsynced_above(path)) {
       found.push_back(concat(where, path, " is removed before the newest checkpoint's name is synced"));
     }

@@ -175,7 +175,7 @@ std::string Training::final_state() const {
   const std::string text =
       read_text(run() / "checkpoints" / concat("step-", std::string(9 - digits.size(), '0'), digits) / "manifest.json");
   std::smatch match;
-  return std::regex_search(text, match, std::regex("\"(?:state|tensor)_crc32c\": ?([^,}\\s]+)")) ? match[1].str() : "";
+  return std::regex_search(text, match, std::regex("\"state_crc32c\": ?([^,}\\s]+)")) ? match[1].str() : "";
 }
 
 std::vector<std::string> Training::leftovers() const {
@@ -183,7 +183,7 @@ std::vector<std::string> Training::leftovers() const {
   if (fs::exists(run())) {
     for (const fs::directory_entry& entry : fs::recursive_directory_iterator(run())) {
       const std::string name = entry.path().filename();
-      if (std::regex_search(name, std::regex("\\.(unfinished|tmp.*)$"))) {
+      if (std::regex_search(name, std::regex("\\.tmp.*$"))) {
         found.push_back(fs::relative(entry.path(), run()));
       }
     }

@@ -166,12 +166,12 @@ void leave_something(const Plan& plan, const Training& training) {
   const std::string next = concat("step-0000000", training.checkpoints().empty() ? "06" : "12");
   switch (plan.dice % 5) {
     case 0:
-      fs::create_directories(checkpoints / (next + ".unfinished") / "deeper");
-      std::ofstream(checkpoints / (next + ".unfinished") / "tensors.h5") << "half";
+      fs::create_directories(checkpoints / (next + ".tmp-1-2") / "deeper");
+      std::ofstream(checkpoints / (next + ".tmp-1-2") / "rank-00000.h5") << "half";
       break;
     case 1:
       fs::create_directories(checkpoints);
-      std::ofstream(checkpoints / (next + ".unfinished")) << "a file";
+      std::ofstream(checkpoints / (next + ".tmp-1-2")) << "a file";
       break;
     case 2:
       fs::create_directories(checkpoints / "step-000000099");

@@ -1,6 +1,7 @@
 // Private to the CPU kernels: our own products of float32 matrices, and of bfloat16 ones that the processor does not multiply,
 // which become float32 while they are packed. For processors with AVX2 and FMA but no AVX-512, where it is faster than
-// OpenBLAS's tiles: the inner kernel keeps 6 x 16 sums in registers, and all threads share one packed copy of the right operand.
+// OpenBLAS's tiles: the inner kernel keeps 6 x 16 sums in registers, and all threads share one packed copy of the right
+// operand.
 //
 // Each element of a result is a sum over blocks of depth, block after block, and within a block over up to four chains of fused
 // multiply-adds, which keeps rounding errors small. Where blocks and chains begin depends on the depth alone, so no result

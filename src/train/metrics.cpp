@@ -58,18 +58,23 @@ std::int64_t count_of(const Json& json, const char* name) {
   return found->get<std::int64_t>();
 }
 
-void write_all(int descriptor, std::string_view text, const std::filesystem::path& file) {
+void write_line(int descriptor, std::string_view line, const std::filesystem::path& file) {
   const off_t before = ::lseek(descriptor, 0, SEEK_END);
-  const ssize_t written = ::write(descriptor, text.data(), text.size());
-  if (written == static_cast<ssize_t>(text.size())) {
-    return;
-  }
-  const std::string reason = written < 0 ? std::strerror(errno) : "no space left";
-  if (written > 0 && before >= 0) {
+  for (std::string_view rest = line; !rest.empty();) {
+    const ssize_t written = ::write(descriptor, rest.data(), rest.size());
+    if (written > 0) {
+      rest.remove_prefix(static_cast<std::size_t>(written));
+      continue;
+    }
+    const int error = written < 0 ? errno : ENOSPC;
+    if (error == EINTR) {
+      continue;
+    }
     // A torn line in the middle of a file would make all of it unreadable.
-    require(::ftruncate(descriptor, before) == 0, "metrics: a line of ", file.string(), " is torn: ", reason);
+    require(rest.size() == line.size() || before < 0 || ::ftruncate(descriptor, before) == 0, "metrics: a line of ",
+            file.string(), " is torn: ", std::strerror(error));
+    throw Error(concat("metrics: cannot write to ", file.string(), ": ", std::strerror(error)));
   }
-  throw Error(concat("metrics: cannot write to ", file.string(), ": ", reason));
 }
 
 /// The lines of `text` that stay when training goes on after `step`: no torn end, nothing later than `step`.
@@ -166,7 +171,7 @@ MetricsLog::~MetricsLog() {
 }
 
 void MetricsLog::append(const MetricsRecord& record) {
-  write_all(descriptor_, to_json_line(record) + "\n", file_);
+  write_line(descriptor_, to_json_line(record) + "\n", file_);
 }
 
 }  // namespace attamba

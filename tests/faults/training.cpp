@@ -87,7 +87,9 @@ std::vector<std::string> Training::command(const Start& start) const {
   words.insert(words.end(), kModel.begin(), kModel.end());
   for (const std::string& more :
        {concat("--train.steps=", Laboratory::kSteps), concat("--checkpoint.every=", Laboratory::kEvery),
-        concat("--checkpoint.keep=", Laboratory::kKeep), concat("--data.train=", (laboratory_.data / "train").string()),
+        concat("--checkpoint.keep=", Laboratory::kKeep),
+        concat("--checkpoint.background=", start.background ? "true" : "false"),
+        concat("--data.train=", (laboratory_.data / "train").string()),
         concat("--data.valid=", (laboratory_.data / "valid").string()), concat("--run.folder=", run().string())}) {
     words.push_back(more);
   }

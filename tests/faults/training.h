@@ -33,6 +33,7 @@ void prepare_data(const Laboratory& laboratory, const std::filesystem::path& fol
 struct Start {
   int ranks = 1;
   Transport transport = Transport::alone;
+  bool background = true;  ///< saving
   Environment faults = {};
 };
 

@@ -48,10 +48,13 @@ class SavedRuns : public Training {
   }
   template <class Condition>
   static bool wait_for(const Condition& condition) {
-    for (int i = 0; i < 3000 && !condition(); ++i) {
+    for (int i = 0; i < 3000; ++i) {
+      if (condition()) {
+        return true;
+      }
       std::this_thread::sleep_for(std::chrono::milliseconds(10));
     }
-    return condition();
+    return false;
   }
   static void flip_a_byte(const fs::path& file) {
     std::fstream bytes(file, std::ios::in | std::ios::out | std::ios::binary);

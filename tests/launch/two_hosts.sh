@@ -60,7 +60,7 @@ settings=(--model.vocab_size 300 --model.dim 32 --model.n_layers 2 --model.n_hea
           --model.ssm.state 8 --model.ssm.heads 2 --model.chunking.size 4 --model.chunking.leading_tokens 3
           --data.sequence_length 24 --optim.warmup 2 --train.micro_batch 1 --train.global_batch 4 --train.deterministic true
           --train.log_every 1 --checkpoint.every 0 --train.steps $steps --data.train "$work/data/train")
-checksum() { grep -hoE '"(state|tensor)_crc32c": ?[^,]*' "$work/$1/checkpoints/step-000000$steps/manifest.json" 2> /dev/null | head -n 1; }
+checksum() { grep -hoE '"state_crc32c": ?[^,]*' "$work/$1/checkpoints/step-000000$steps/manifest.json" 2> /dev/null | head -n 1; }
 
 export OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive
 "$attamba" train "${settings[@]}" --run.folder "$work/alone" > "$work/log" 2>&1 || { cat "$work/log"; exit 1; }

@@ -43,7 +43,7 @@ done > "$work/text.jsonl"
 "$attamba" data prepare "$work/text.jsonl" -o "$work/data" --vocab-size 300 --valid-fraction 0.1 > "$work/prepare.log" 2>&1 ||
   { cat "$work/prepare.log"; exit 1; }
 
-checksum() { grep -hoE '"(state|tensor)_crc32c": ?[^,]*' "$1/checkpoints/step-$(printf %09d "$2")/manifest.json" 2> /dev/null | head -n 1; }
+checksum() { grep -hoE '"state_crc32c": ?[^,]*' "$1/checkpoints/step-$(printf %09d "$2")/manifest.json" 2> /dev/null | head -n 1; }
 logged_step() { tail -n 1 "$1/metrics.jsonl" 2> /dev/null | grep -oE '"step":[0-9]+' | cut -d: -f2; }
 # The same run on this process alone. Long ones are computed once.
 reference() {

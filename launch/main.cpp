@@ -1,4 +1,5 @@
-// The `attamba` program: subcommands, help, and exit codes. 0: done; 1: something failed; 2: the user asked for the impossible.
+// The `attamba` program: subcommands, help, and exit codes. 0: done; 1: something failed; 2: the user asked for the
+// impossible; 75: training was stopped by a signal and has saved.
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <csignal>
@@ -32,7 +33,8 @@ Common flows:
   attamba submit CONFIG --nodes 2 --gpus 8     the same as a SLURM job
   attamba COMMAND --help                       everything about one command
 
-Exit codes: 0 done, 1 failed, 2 mistaken configuration or command line.)";
+Exit codes: 0 done; 1 failed; 2 mistaken configuration or command line; 75 training was stopped and saved, run the same
+command to go on.)";
 
 void report(std::string_view message) {
   std::string line(message);
@@ -101,6 +103,8 @@ int run(int argc, char** argv) {
   try {
     program.parse(argc, argv);
     return 0;
+  } catch (const CLI::RuntimeError& error) {
+    return error.get_exit_code();
   } catch (const CLI::ParseError& error) {
     if (error.get_exit_code() == static_cast<int>(CLI::ExitCodes::Success)) {
       return program.exit(error);  // --help and --version arrive here

@@ -13,6 +13,8 @@ namespace attamba {
 
 namespace {
 
+constexpr int kExitStopped = 75;  ///< saved on a signal: run the same command to go on
+
 /// The first signal asks for a save and a clean end; a second one of the same kind kills as usual.
 void handle_stop(int signal) {
   Trainer::request_stop();
@@ -20,17 +22,22 @@ void handle_stop(int signal) {
 }
 
 void train(const ConfigOptions& options) {
+  Trainer::Outcome outcome = Trainer::Outcome::finished;
   run_on_ranks([&](Communicator& communicator) {
     const Config config = options.load();
     validate(config);
-    std::signal(SIGINT, handle_stop);
-    std::signal(SIGTERM, handle_stop);
+    for (const int signal : {SIGINT, SIGTERM, SIGUSR1, SIGUSR2}) {
+      std::signal(signal, handle_stop);
+    }
     set_threads(config.train.threads, communicator);
     const Device device =
         open_device(config.train.device, config.train.compute_dtype(), communicator, config.train.deterministic);
     const auto around = device_communicator(config.train.transport, device, communicator);
-    Trainer(config, around ? *around : communicator, device).run();
+    outcome = Trainer(config, around ? *around : communicator, device).run();
   });
+  if (outcome == Trainer::Outcome::stopped) {
+    throw CLI::RuntimeError(kExitStopped);  // not an error: how a command ends with an exit code of its own
+  }
 }
 
 }  // namespace

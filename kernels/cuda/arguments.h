@@ -31,6 +31,12 @@ decltype(auto) dispatch_compute(DType type, std::string_view operation, Body&& b
   }
 }
 
+/// Refuses what is not float32.
+inline void require_float32(const Tensor& tensor, std::string_view operation) {
+  dispatch_compute(tensor.dtype(), operation, [&]<class T>() {});
+  require(tensor.dtype() == DType::float32, operation, ": expected a float32 tensor, got ", tensor.type);
+}
+
 /// A tensor's elements as kernels see them.
 template <class T>
 T* elements_of(const Tensor& tensor) {

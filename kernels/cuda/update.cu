@@ -1,11 +1,11 @@
-// What happens to losses and gradients after the backward: exact fixed-point sums, the global norm, AdamW. Lists of tensors
-// travel in the kernels' parameters, so an update of all parameters is one launch, and the host never waits for the norm.
+// What happens to losses and gradients after the backward, besides the global norm (square_sum.cu): exact fixed-point sums,
+// AdamW. The host never waits for the norm.
 #include <algorithm>
-#include <bit>
 #include <limits>
 
 #include "kernels/cuda/arguments.h"
 #include "kernels/cuda/launch_kernel.h"
+#include "kernels/cuda/tensor_table.h"
 #include "kernels/device/block.h"
 #include "kernels/device/elements.h"
 #include "kernels/kernels.h"
@@ -14,102 +14,9 @@ namespace attamba::kernels::cuda {
 namespace {
 
 using namespace attamba::device;
+using namespace tensor_table;
 
-constexpr int kThreads = 256;
-constexpr int kWidth = 4;  ///< elements that a thread handles at a time
 constexpr double kTwo63 = 0x1p63;
-
-// ------------------------------------------------------------------------------------------------ lists of tensors
-
-/// Elements of a tensor that a block handles.
-constexpr int kBlockElements = 8192;
-/// A kernel's parameters may take 32,764 bytes (compute capability 7.0 and CUDA 12.1 on).
-constexpr int kTableBytes = 28 << 10;
-
-template <class Entry>
-struct Table {
-  static constexpr int kMost = kTableBytes / static_cast<int>(sizeof(Entry));
-  int count = 0;
-  int blocks = 0;
-  Entry entry[kMost];
-};
-
-/// What all entries begin with.
-struct Extent {
-  std::int64_t elements;
-  int first_block;  ///< of the launch
-  bool packed;      ///< all of the entry's tensors are aligned to 16 bytes
-};
-
-struct SquareSumEntry {
-  Extent extent;
-  const void* data;
-  bool wide;  ///< float32, not bfloat16
-};
-
-enum class Copy : std::uint8_t { none, float32, bfloat16 };
-
-struct AdamWEntry {
-  Extent extent;
-  float *weight, *moment1, *moment2, *gradient;
-  void* compute;
-  Copy copy;
-};
-
-/// Cuts a list into tables and calls `run(table, first_block)` for each: first_block counts all blocks before the table's.
-/// `entry_of(i)` makes the i-th entry; empty tensors get none.
-template <class Entry, class EntryOf, class Run>
-void for_each_table(std::size_t tensors, const EntryOf& entry_of, const Run& run) {
-  Table<Entry> table;
-  std::int64_t first_block = 0;
-  const auto finish = [&] {
-    run(table, first_block);
-    first_block += table.blocks;
-    table.count = table.blocks = 0;
-  };
-  for (std::size_t i = 0; i < tensors; ++i) {
-    Entry entry = entry_of(i);
-    if (entry.extent.elements == 0) {
-      continue;
-    }
-    if (table.count == Table<Entry>::kMost) {
-      finish();
-    }
-    entry.extent.first_block = table.blocks;
-    table.entry[table.count++] = entry;
-    table.blocks += static_cast<int>(ceil_div(entry.extent.elements, kBlockElements));
-  }
-  if (table.count > 0) {
-    finish();
-  }
-}
-
-/// The entry that this block works on.
-template <class Entry>
-ATTAMBA_DEVICE const Entry& entry_of_block(const Table<Entry>& table) {
-  int low = 0, high = table.count;  // the last entry that begins at or before the block is in [low, high)
-  while (high - low > 1) {
-    const int middle = (low + high) / 2;
-    (table.entry[middle].extent.first_block <= block_x() ? low : high) = middle;
-  }
-  return table.entry[low];
-}
-
-/// Calls `body.template operator()<width>(first)` for this thread's share of the block's elements.
-template <class Body>
-ATTAMBA_DEVICE void for_own_elements(const Extent& extent, const Body& body) {
-  const std::int64_t begin = std::int64_t{block_x() - extent.first_block} * kBlockElements;
-  const std::int64_t end = begin + kBlockElements < extent.elements ? begin + kBlockElements : extent.elements;
-  if (extent.packed) {
-    for (std::int64_t i = begin + thread_index() * kWidth; i + kWidth <= end; i += kThreads * kWidth) {
-      body.template operator()<kWidth>(i);
-    }
-  }
-  const std::int64_t single = extent.packed ? end - (end - begin) % kWidth : begin;
-  for (std::int64_t i = single + thread_index(); i < end; i += kThreads) {
-    body.template operator()<1>(i);
-  }
-}
 
 // ------------------------------------------------------------------------------------------------ losses, fixed point
 
@@ -211,141 +118,16 @@ fixed_point_to_float_kernel(float* gradient, std::int64_t* accumulator, const st
   });
 }
 
-// ------------------------------------------------------------------------------------------------ norm
-
-/// partial[block] = sum of squares of the block's elements.
-ATTAMBA_KERNEL(kThreads, 4)
-square_sum_kernel(double* partial, const ATTAMBA_GRID_CONSTANT Table<SquareSumEntry> table) {
-  double* const warps = SharedMemory().take<double>(kThreads / kWarp);
-  const SquareSumEntry& entry = entry_of_block(table);
-  double sum = 0;
-  const auto add = [&]<class T>(const T* data) {
-    for_own_elements(entry.extent, [&]<int kOwn>(std::int64_t first) {
-      const auto own = Elements<T, kOwn>::read(data + first);
-#pragma unroll
-      for (int i = 0; i < kOwn; ++i) {
-        const double value = own.value[i];
-        sum += value * value;
-      }
-    });
-  };
-  if (entry.wide) {
-    add(static_cast<const float*>(entry.data));
-  } else {
-    add(static_cast<const bf16*>(entry.data));
-  }
-  sum = block_sum(sum, warps);
-  if (thread_index() == 0) {
-    store(partial + block_x(), sum);
-  }
-}
-
-/// One block; each thread adds every kThreads-th partial sum, in order.
-ATTAMBA_KERNEL(kThreads, 4)
-add_square_sums(double* out, const double* partial, std::int64_t partials) {
-  double* const warps = SharedMemory().take<double>(kThreads / kWarp);
-  double sum = 0;
-#pragma unroll 4
-  for (std::int64_t i = thread_index(); i < partials; i += kThreads) {
-    sum += load(partial + i);
-  }
-  sum = block_sum(sum, warps);
-  if (thread_index() == 0) {
-    store(out, sum);
-  }
-}
-
-/// Sums of the squares' digits in units of 2^-96: of a float m 2^(e - 150), m^2 2^(2 e - 204).
-struct SquareDigits {
-  std::uint64_t digit[kSquareDigits] = {};
-
-  ATTAMBA_DEVICE void add_square(float value) {
-    const std::uint32_t bits = std::bit_cast<std::uint32_t>(value) & 0x7fffffffu;
-    if (bits >= kLargestSquared) {
-      ++digit[4];
-      return;
-    }
-    const std::uint32_t biased = bits >> 23;
-    const std::uint64_t mantissa = (bits & 0x7fffffu) | (biased == 0 ? 0u : 0x800000u);
-    const int shift = 2 * static_cast<int>(biased == 0 ? 1 : biased) - 204;  // less than 80: a square has at most 128 bits
-    const std::uint64_t square = mantissa * mantissa;
-    std::uint64_t low = 0, high = 0;
-    if (shift <= 0) {
-      low = shift > -64 ? square >> -shift : 0;
-    } else if (shift < 64) {
-      low = square << shift;
-      high = square >> (64 - shift);
-    } else {
-      high = square << (shift - 64);
-    }
-    digit[0] += low & 0xffffffffu;
-    digit[1] += low >> 32;
-    digit[2] += high & 0xffffffffu;
-    digit[3] += high >> 32;
-  }
-
-  /// The block's sum goes to `out`.
-  ATTAMBA_DEVICE void add_up(std::int64_t* out, std::uint64_t* warps) {
-#pragma unroll
-    for (int i = 0; i < kSquareDigits; ++i) {
-      const std::uint64_t sum = block_sum(digit[i], warps);
-      if (thread_index() == 0) {
-        store(out + i, static_cast<std::int64_t>(sum));
-      }
-    }
-  }
-
-  static constexpr std::uint32_t kLargestSquared = 0x47800000u;  ///< the bits of 2^16
-};
-
-/// partial[block] = digits of the sum of squares of the block's elements.
-ATTAMBA_KERNEL(kThreads, 4)
-square_digits_kernel(std::int64_t* partial, const ATTAMBA_GRID_CONSTANT Table<SquareSumEntry> table) {
-  auto* const warps = SharedMemory().take<std::uint64_t>(kThreads / kWarp);
-  const SquareSumEntry& entry = entry_of_block(table);
-  const auto* const data = static_cast<const float*>(entry.data);
-  SquareDigits digits;
-  for_own_elements(entry.extent, [&]<int kOwn>(std::int64_t first) {
-    const auto own = Elements<float, kOwn>::read(data + first);
-#pragma unroll
-    for (int i = 0; i < kOwn; ++i) {
-      digits.add_square(own.value[i]);
-    }
-  });
-  digits.add_up(partial + std::int64_t{block_x()} * kSquareDigits, warps);
-}
-
-/// One block.
-ATTAMBA_KERNEL(kThreads, 4)
-add_square_digits(std::int64_t* out, const std::int64_t* partial, std::int64_t partials) {
-  auto* const warps = SharedMemory().take<std::uint64_t>(kThreads / kWarp);
-  SquareDigits digits;
-  for (std::int64_t block = thread_index(); block < partials; block += kThreads) {
-#pragma unroll
-    for (int i = 0; i < kSquareDigits; ++i) {
-      digits.digit[i] += static_cast<std::uint64_t>(load(partial + block * kSquareDigits + i));
-    }
-  }
-  digits.add_up(out, warps);
-}
-
-/// One thread.
-ATTAMBA_KERNEL(kWarp, 1)
-square_digits_to_float_kernel(double* out, const std::int64_t* digits) {
-  if (thread_index() != 0) {
-    return;
-  }
-  std::int64_t carry = 0;
-  double sum = 0;
-  for (int i = 0; i < 4; ++i) {  // products with powers of two are exact: only additions round
-    const std::int64_t digit = load(digits + i) + carry;
-    carry = i < 3 ? digit >> 32 : 0;
-    sum = sum * 0x1p-32 + static_cast<double>(digit - (carry << 32));
-  }
-  store(out, load(digits + 4) == 0 ? sum : std::numeric_limits<double>::quiet_NaN());
-}
-
 // ------------------------------------------------------------------------------------------------ AdamW
+
+enum class Copy : std::uint8_t { none, float32, bfloat16 };
+
+struct AdamWEntry {
+  Extent extent;
+  float *weight, *moment1, *moment2, *gradient;
+  void* compute;
+  Copy copy;
+};
 
 /// The scalars of one step as float32, in shared memory: made by one thread of a block, as float64 is slow on many GPUs.
 enum Scalar : int {
@@ -435,21 +217,6 @@ adamw_kernel(double* step, const double* norm_squared, AdamWSettings settings, b
 
 // ------------------------------------------------------------------------------------------------ host
 
-/// Refuses what is not float32.
-void require_float32(const Tensor& tensor, const char* operation) {
-  dispatch_compute(tensor.dtype(), operation, [&]<class T>() {});
-  require(tensor.dtype() == DType::float32, operation, ": expected a float32 tensor, got ", tensor.type);
-}
-
-/// Kernels over one tensor: its extent, and a grid for it.
-Extent extent_of(std::int64_t elements, std::initializer_list<const void*> addresses) {
-  return {.elements = elements, .first_block = 0, .packed = aligned_16(addresses)};
-}
-
-Grid grid_of(const Extent& extent) {
-  return {.x = ceil_div(extent.elements, kBlockElements), .threads = kThreads};
-}
-
 AdamWEntry adamw_entry(const AdamWParameter& parameter) {
   const TensorType& type = parameter.master.type;
   require_float32(parameter.master, "adamw");
@@ -499,72 +266,6 @@ void fixed_point_to_float(const Launch& launch, const Tensor& gradient, const Te
   const Extent extent = extent_of(gradient.elements(), {accumulator.data, gradient.data});
   launch_kernel("fixed_point_to_float", fixed_point_to_float_kernel, launch, grid_of(extent), gradient.as<float>(),
                 accumulator.as<std::int64_t>(), poisoned.as<std::int64_t>(), extent);
-}
-
-std::size_t square_sum_workspace(std::span<const TensorType> tensors) {
-  std::int64_t blocks = 0;
-  for (const TensorType& tensor : tensors) {
-    blocks += ceil_div(tensor.shape.elements(), kBlockElements);
-  }
-  return ScratchAllocator::aligned_bytes<double>(static_cast<std::size_t>(blocks));
-}
-
-void square_sum(const Launch& launch, const Tensor& out, std::span<const Tensor> tensors) {
-  require_type(out, {DType::float64, Shape{1}}, "square_sum", "out");
-  std::int64_t partials = 0;
-  for (const Tensor& tensor : tensors) {
-    dispatch_compute(tensor.dtype(), "square_sum", [&]<class T>() {});
-    partials += ceil_div(tensor.elements(), kBlockElements);
-  }
-  double* const partial = ScratchAllocator(launch).take<double>(static_cast<std::size_t>(partials));
-  const std::size_t shared = SharedMemory::bytes_of<double>(kThreads / kWarp);
-  const auto entry_of = [&](std::size_t i) {
-    return SquareSumEntry{.extent = extent_of(tensors[i].elements(), {tensors[i].data}),
-                          .data = tensors[i].data,
-                          .wide = tensors[i].dtype() == DType::float32};
-  };
-  for_each_table<SquareSumEntry>(tensors.size(), entry_of, [&](const auto& table, std::int64_t first_block) {
-    launch_kernel("square_sum", square_sum_kernel, launch, {.x = table.blocks, .threads = kThreads, .shared_bytes = shared},
-                  partial + first_block, table);
-  });
-  launch_kernel("square_sum", add_square_sums, launch, {.threads = kThreads, .shared_bytes = shared}, out.as<double>(), partial,
-                partials);
-}
-
-std::size_t square_digits_workspace(std::span<const TensorType> tensors) {
-  std::int64_t blocks = 0;
-  for (const TensorType& tensor : tensors) {
-    blocks += ceil_div(tensor.shape.elements(), kBlockElements);
-  }
-  return ScratchAllocator::aligned_bytes<std::int64_t>(static_cast<std::size_t>(blocks * kSquareDigits));
-}
-
-void square_digits(const Launch& launch, const Tensor& digits, std::span<const Tensor> tensors) {
-  require_type(digits, {DType::int64, Shape{kSquareDigits}}, "square_digits", "digits");
-  std::int64_t partials = 0;
-  for (const Tensor& tensor : tensors) {
-    require_float32(tensor, "square_digits");
-    partials += ceil_div(tensor.elements(), kBlockElements);
-  }
-  auto* const partial = ScratchAllocator(launch).take<std::int64_t>(static_cast<std::size_t>(partials * kSquareDigits));
-  const std::size_t shared = SharedMemory::bytes_of<std::uint64_t>(kThreads / kWarp);
-  const auto entry_of = [&](std::size_t i) {
-    return SquareSumEntry{.extent = extent_of(tensors[i].elements(), {tensors[i].data}), .data = tensors[i].data, .wide = true};
-  };
-  for_each_table<SquareSumEntry>(tensors.size(), entry_of, [&](const auto& table, std::int64_t first_block) {
-    launch_kernel("square_digits", square_digits_kernel, launch,
-                  {.x = table.blocks, .threads = kThreads, .shared_bytes = shared}, partial + first_block * kSquareDigits,
-                  table);
-  });
-  launch_kernel("square_digits", add_square_digits, launch, {.threads = kThreads, .shared_bytes = shared},
-                digits.as<std::int64_t>(), partial, partials);
-}
-
-void square_digits_to_float(const Launch& launch, const Tensor& out, const Tensor& digits) {
-  require_type(out, {DType::float64, Shape{1}}, "square_digits_to_float", "out");
-  require_type(digits, {DType::int64, Shape{kSquareDigits}}, "square_digits_to_float", "digits");
-  launch_kernel("square_digits_to_float", square_digits_to_float_kernel, launch, {.threads = kWarp}, out.as<double>(),
-                digits.as<std::int64_t>());
 }
 
 void adamw(const Launch& launch, const Tensor& step, std::span<const AdamWParameter> parameters, const Tensor& norm_squared,

@@ -1,7 +1,6 @@
 // Chunk ends of every strategy against the definitions of docs/model.md.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
-#include <stdlib.h>
 
 #include <algorithm>
 #include <cmath>
@@ -12,6 +11,7 @@
 
 #include "src/chunking/chunking.h"
 #include "src/core/error.h"
+#include "tests/core/temporary_folder.h"
 
 namespace attamba {
 namespace {
@@ -244,14 +244,6 @@ TEST(ExplicitChunking, RefusesLayersAndLengthsItHasNoListFor) {
 
 class EndsFile : public testing::Test {
  protected:
-  void SetUp() override {
-    std::string pattern = (std::filesystem::temp_directory_path() / "attamba-ends-XXXXXX").string();
-    ASSERT_NE(mkdtemp(pattern.data()), nullptr);
-    folder_ = pattern;
-    file_ = folder_ / "ends.txt";
-  }
-  void TearDown() override { std::filesystem::remove_all(folder_); }
-
   std::unique_ptr<ChunkingStrategy> read(const std::string& text) const {
     std::ofstream(file_) << text;
     return read_explicit_chunking(file_, 3, 10);
@@ -268,7 +260,8 @@ class EndsFile : public testing::Test {
   }
   Ends layer(const ChunkingStrategy& strategy, std::int64_t l) const { return ends_of(strategy, {.length = 10, .layer = l}); }
 
-  std::filesystem::path folder_, file_;
+  TemporaryFolder folder_;
+  const std::filesystem::path file_ = folder_ / "ends.txt";
 };
 
 TEST_F(EndsFile, HoldsOneListForAllLayersOrOnePerLayer) {
@@ -300,7 +293,7 @@ TEST_F(EndsFile, MistakesAreNamedWithFileLayerAndValue) {
   EXPECT_THAT(refusal(good + good + good + good), HasSubstr("4 lists"));
   EXPECT_THAT(refusal("# nothing\n"), HasSubstr("holds no chunk ends"));
   std::filesystem::remove(file_);
-  for (const std::filesystem::path& wrong : {file_, folder_}) {
+  for (const std::filesystem::path& wrong : {file_, folder_.path()}) {
     try {
       read_explicit_chunking(wrong, 3, 10);
       ADD_FAILURE() << wrong << " was accepted";

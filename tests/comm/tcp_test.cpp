@@ -15,6 +15,7 @@
 #include "comm/tcp_communicator.h"
 #include "comm/tcp_socket.h"
 #include "src/core/error.h"
+#include "tests/core/temporary_folder.h"
 
 namespace attamba {
 namespace {
@@ -117,9 +118,8 @@ TEST(Tcp, RanksMeetAtAnAddressInAnyOrderOfComing) {
 }
 
 TEST(Tcp, ALeftOverFileIsPassedOver) {
-  std::string folder = (std::filesystem::temp_directory_path() / "attamba-tcp-XXXXXX").string();
-  ASSERT_NE(mkdtemp(folder.data()), nullptr);
-  const std::string file = folder + "/rendezvous";
+  const TemporaryFolder folder;
+  const std::string file = folder / "rendezvous";
   // Another job of today waits where the file leads; then the right rank 0 comes and writes a new one.
   Processes ranks;
   const int other = free_port();
@@ -144,7 +144,6 @@ TEST(Tcp, ALeftOverFileIsPassedOver) {
   EXPECT_EQ(ranks.said(1), "sum 1");
   EXPECT_EQ(ranks.said(2), "sum 1");
   EXPECT_FALSE(std::filesystem::exists(file));
-  std::filesystem::remove_all(folder);
 }
 
 TEST(Tcp, StrangersAreRefusedAndTheRanksStillMeet) {

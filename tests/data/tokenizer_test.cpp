@@ -12,7 +12,6 @@ using testing::error_of;
 using ::testing::HasSubstr;
 using testing::made_up_text;
 using testing::small_model;
-using testing::TemporaryFolder;
 
 std::vector<int> encoded_whole(const std::string& model, const std::string& text) {
   sentencepiece::SentencePieceProcessor processor;

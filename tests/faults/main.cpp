@@ -19,6 +19,7 @@
 #include "src/core/error.h"
 #include "src/core/random.h"
 #include "tests/faults/trial.h"
+#include "tests/launch/small_data.h"
 
 namespace attamba::faults {
 namespace {
@@ -206,7 +207,7 @@ int run(int argc, char** argv) {
   options.laboratory.program = fs::canonical(options.laboratory.program);
   std::int64_t failures = 1;
   try {
-    prepare_data(options.laboratory, folder);
+    prepare_small_data(options.laboratory.program, folder);
     const Reference reference = measure_reference(options.laboratory, folder);
     for (const std::string& what : reference.unsynced) {
       std::cout << "FAILED: a power cut could lose data: " << what << '\n';

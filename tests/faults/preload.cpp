@@ -3,9 +3,8 @@
 //
 //   ATTAMBA_FAULT_FOLDER   the folder, as an absolute path without links
 //   ATTAMBA_FAULT_RANK     only in this rank (by ATTAMBA_RANK, OMPI_COMM_WORLD_RANK or SLURM_PROCID; 0 without a launcher)
-//   ATTAMBA_FAULT_KIND     kill: SIGKILL instead of the call; torn: half of a write, then SIGKILL; short: half of a write,
-//   which
-//                          says so; enospc, edquot, eio: the call fails; delay: the call comes late
+//   ATTAMBA_FAULT_KIND     kill: SIGKILL instead of the call; torn: half of a write, then SIGKILL; short: half of a write
+//                          that says so; enospc, edquot, eio: the call fails; delay: the call comes late
 //   ATTAMBA_FAULT_AT       number of the call, from 1
 //   ATTAMBA_FAULT_COUNT    as many calls in a row (default 1; 0: all from there on)
 //   ATTAMBA_FAULT_SCOPE    what SIGKILL hits: rank (default), or job: every process of the session

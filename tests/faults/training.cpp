@@ -6,7 +6,7 @@
 #include <regex>
 
 #include "src/core/error.h"
-#include "src/core/random.h"
+#include "tests/core/temporary_folder.h"
 
 namespace attamba::faults {
 
@@ -41,34 +41,6 @@ const std::vector<std::string> kModel{"train",
                                       "--eval.every=12"};
 
 }  // namespace
-
-std::string read_text(const fs::path& path) {
-  std::ifstream in(path, std::ios::binary);
-  return {std::istreambuf_iterator<char>(in), {}};
-}
-
-void prepare_data(const Laboratory& laboratory, const fs::path& folder) {
-  std::ofstream text(folder / "text.jsonl");
-  RandomStream random(3);
-  const std::vector<std::string> words{"the",   "river", "ran", "past",   "seven", "old",
-                                       "mills", "and",   "a",   "bridge", "of",    "stone"};
-  for (int document = 0; document < 60; ++document) {
-    text << "{\"text\": \"";
-    for (int i = 0; i < 120; ++i) {
-      text << words[random.below(words.size())] << ' ';
-    }
-    text << "\"}\n";
-  }
-  text.close();
-  Session session({laboratory.program, "data", "prepare", folder / "text.jsonl", "-o", laboratory.data, "--vocab-size", "300",
-                   "--valid-fraction", "0.1"},
-                  {}, folder / "prepare.log");
-  std::optional<int> code;
-  while (!(code = session.exit_code())) {
-    usleep(10000);
-  }
-  require(*code == 0, "attamba data prepare failed: ", read_text(folder / "prepare.log"));
-}
 
 Training::Training(const Laboratory& laboratory, const fs::path& folder) : laboratory_(laboratory), folder_(folder) {
   fs::create_directories(folder_ / "shared");
@@ -123,7 +95,7 @@ std::unique_ptr<Session> Training::start(const Start& start) {
 }
 
 std::string Training::log() const {
-  return read_text(folder_ / concat("log-", starts_));
+  return read_file(folder_ / concat("log-", starts_));
 }
 
 std::optional<std::int64_t> Training::resumed_after() const {
@@ -175,7 +147,7 @@ std::vector<fs::path> Training::checkpoints() const {
 std::string Training::final_state() const {
   const std::string digits = std::to_string(Laboratory::kSteps);
   const std::string text =
-      read_text(run() / "checkpoints" / concat("step-", std::string(9 - digits.size(), '0'), digits) / "manifest.json");
+      read_file(run() / "checkpoints" / concat("step-", std::string(9 - digits.size(), '0'), digits) / "manifest.json");
   std::smatch match;
   return std::regex_search(text, match, std::regex("\"state_crc32c\": ?([^,}\\s]+)")) ? match[1].str() : "";
 }

@@ -26,9 +26,6 @@ struct Laboratory {
   static constexpr std::int64_t kKeep = 3;    ///< checkpoints
 };
 
-/// Makes the tokens that all trials train on.
-void prepare_data(const Laboratory& laboratory, const std::filesystem::path& folder);
-
 /// How a command is started.
 struct Start {
   int ranks = 1;
@@ -72,7 +69,5 @@ class Training {
   std::filesystem::path folder_;
   int starts_ = 0;
 };
-
-std::string read_text(const std::filesystem::path& path);
 
 }  // namespace attamba::faults

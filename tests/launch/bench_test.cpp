@@ -2,13 +2,13 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include <cstdlib>
 #include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
 #include <string>
 
 #include "src/core/error.h"
+#include "tests/core/temporary_folder.h"
 #include "tests/launch/shell.h"
 
 namespace attamba {
@@ -18,14 +18,7 @@ namespace fs = std::filesystem;
 
 class Bench : public testing::Test {
  protected:
-  void SetUp() override {
-    std::string pattern = (fs::temp_directory_path() / "attamba-bench-XXXXXX").string();
-    ASSERT_NE(mkdtemp(pattern.data()), nullptr);
-    folder_ = pattern;
-  }
-  void TearDown() override { fs::remove_all(folder_); }
-
-  fs::path folder_;
+  TemporaryFolder folder_;
 };
 
 TEST_F(Bench, MatmulListsEveryProductOfAStepBesideTheLibrary) {

@@ -2,12 +2,12 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include <cstdlib>
 #include <filesystem>
 #include <fstream>
 #include <string>
 
 #include "src/core/error.h"
+#include "tests/core/temporary_folder.h"
 #include "tests/launch/shell.h"
 
 namespace attamba {
@@ -20,18 +20,11 @@ using testing::Not;
 
 class Mpirun : public testing::Test {
  protected:
-  void SetUp() override {
-    std::string pattern = (fs::temp_directory_path() / "attamba-mpirun-XXXXXX").string();
-    ASSERT_NE(mkdtemp(pattern.data()), nullptr);
-    folder_ = pattern;
-  }
-  void TearDown() override { fs::remove_all(folder_); }
-
   static Outcome start(const std::string& arguments, const std::string& environment = "") {
     return shell(concat("env OMP_NUM_THREADS=1 ", environment, " bash ", ATTAMBA_SOURCE_DIR, "/launch/mpirun.sh ", arguments));
   }
 
-  fs::path folder_;
+  TemporaryFolder folder_;
 };
 
 TEST_F(Mpirun, NamesHostsRanksAndEnvironment) {

@@ -2,12 +2,12 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include <cstdlib>
 #include <filesystem>
 #include <fstream>
 #include <string>
 
 #include "src/core/error.h"
+#include "tests/core/temporary_folder.h"
 #include "tests/launch/shell.h"
 
 namespace attamba {
@@ -21,19 +21,14 @@ using testing::Not;
 class Submit : public testing::Test {
  protected:
   void SetUp() override {
-    std::string pattern = (fs::temp_directory_path() / "attamba-submit-XXXXXX").string();
-    ASSERT_NE(mkdtemp(pattern.data()), nullptr);
-    folder_ = pattern;
     std::ofstream(folder_ / "a run.toml") << "[data]\ntrain = [\"tokens\"]\n[run]\nfolder = \""
                                           << (folder_ / "runs/first").string() << "\"\n[train]\nthreads = 6\n";
   }
-  void TearDown() override { fs::remove_all(folder_); }
-
   Outcome submit(const std::string& more, const std::string& environment = "") const {
     return shell(concat(environment, ' ', ATTAMBA_PROGRAM, " submit '", (folder_ / "a run.toml").string(), "' ", more));
   }
 
-  fs::path folder_;
+  TemporaryFolder folder_;
 };
 
 TEST_F(Submit, FillsTheJobScriptFromTheConfiguration) {

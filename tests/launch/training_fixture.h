@@ -3,23 +3,18 @@
 
 #include <gtest/gtest.h>
 
-#include <cstdlib>
 #include <filesystem>
-#include <fstream>
+#include <memory>
 #include <regex>
 #include <string>
 #include <vector>
 
 #include "src/core/error.h"
-#include "src/core/random.h"
+#include "tests/core/temporary_folder.h"
 #include "tests/launch/shell.h"
+#include "tests/launch/small_data.h"
 
 namespace attamba {
-
-inline std::string read_file(const std::filesystem::path& path) {
-  std::ifstream in(path);
-  return {std::istreambuf_iterator<char>(in), {}};
-}
 
 /// Every "name": value of a JSON text, as written: equal texts are equal bits.
 inline std::vector<std::string> fields(const std::string& json, const std::string& name) {
@@ -35,26 +30,11 @@ inline std::vector<std::string> fields(const std::string& json, const std::strin
 class Training : public testing::Test {
  protected:
   static void SetUpTestSuite() {
-    std::string pattern = (std::filesystem::temp_directory_path() / "attamba-training-XXXXXX").string();
-    ASSERT_NE(mkdtemp(pattern.data()), nullptr);
-    folder_ = pattern;
-    std::ofstream text(folder_ / "text.jsonl");
-    RandomStream random(3);
-    const std::vector<std::string> words{"the",   "river", "ran", "past",   "seven", "old",
-                                         "mills", "and",   "a",   "bridge", "of",    "stone"};
-    for (int document = 0; document < 60; ++document) {
-      text << "{\"text\": \"";
-      for (int i = 0; i < 120; ++i) {
-        text << words[random.below(words.size())] << ' ';
-      }
-      text << "\"}\n";
-    }
-    text.close();
-    const Outcome prepared = shell(concat(ATTAMBA_PROGRAM, " data prepare ", (folder_ / "text.jsonl").string(), " -o ",
-                                          (folder_ / "data").string(), " --vocab-size 300 --valid-fraction 0.1"));
-    ASSERT_EQ(prepared.exit_code, 0) << prepared.output;
+    temporary_ = std::make_unique<TemporaryFolder>();
+    folder_ = temporary_->path();
+    prepare_small_data(ATTAMBA_PROGRAM, folder_);
   }
-  static void TearDownTestSuite() { std::filesystem::remove_all(folder_); }
+  static void TearDownTestSuite() { temporary_.reset(); }
 
   static std::filesystem::path run_folder(const std::string& name) { return folder_ / name; }
 
@@ -106,6 +86,7 @@ class Training : public testing::Test {
     EXPECT_EQ(final_state(a), final_state(b)) << a << " and " << b;
   }
 
+  static inline std::unique_ptr<TemporaryFolder> temporary_;
   static inline std::filesystem::path folder_;
 };
 

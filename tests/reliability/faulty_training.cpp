@@ -17,6 +17,7 @@
 #include "comm/communicator.h"
 #include "src/core/error.h"
 #include "src/train/trainer.h"
+#include "tests/comm/passing_on.h"
 
 namespace attamba {
 namespace {
@@ -75,26 +76,19 @@ Fault parse_fault(const std::string& kind, const std::string& rank, const std::s
   return fault;
 }
 
-class FaultyCommunicator final : public Communicator {
+class FaultyCommunicator final : public PassingOn {
  public:
-  FaultyCommunicator(Communicator& real, Fault fault) : real_(real), fault_(std::move(fault)) {}
-  int rank() const override { return real_.rank(); }
-  int size() const override { return real_.size(); }
-  int local_rank() const override { return real_.local_rank(); }
-  int local_size() const override { return real_.local_size(); }
-  std::string description() const override { return real_.description(); }
-  void all_reduce_sum(const Tensor& data) override { real_.all_reduce_sum(data); }
+  FaultyCommunicator(Communicator& real, Fault fault) : PassingOn(real), fault_(std::move(fault)) {}
   std::unique_ptr<Request> start_all_reduce_sum(const Tensor& data) override {
     if (data.dtype() == DType::int64) {  // totals and news: the last sum of a step
       ++step_;
       done_ = false;
-      auto sum = real_.start_all_reduce_sum(data);
+      auto sum = PassingOn::start_all_reduce_sum(data);
       const bool recorded = fault_.kind == "record" && rank() == fault_.rank;
       return recorded ? std::make_unique<Recording>(std::move(sum), data.span<std::int64_t>(), size()) : std::move(sum);
     }
-    if (rank() != fault_.rank || step_ < fault_.first || step_ > fault_.last || done_ ||
-        fault_.kind == "record") {
-      return real_.start_all_reduce_sum(data);
+    if (rank() != fault_.rank || step_ < fault_.first || step_ > fault_.last || done_ || fault_.kind == "record") {
+      return PassingOn::start_all_reduce_sum(data);
     }
     done_ = true;  // once a step
     if (fault_.kind == "hang") {
@@ -107,31 +101,15 @@ class FaultyCommunicator final : public Communicator {
     }
     const auto values = data.span<float>();
     if (fault_.kind == "bit") {
-      return std::make_unique<ChangedSum>(real_.start_all_reduce_sum(data), values.data());
+      return std::make_unique<ChangedSum>(PassingOn::start_all_reduce_sum(data), values.data());
     }
     for (float& value : values) {
       value = fault_.kind == "nan" ? std::numeric_limits<float>::quiet_NaN() : value * 1e4f;
     }
-    return real_.start_all_reduce_sum(data);
-  }
-  std::unique_ptr<Request> start_reduce_scatter_sum(const Tensor& whole, const Tensor& part) override {
-    return real_.start_reduce_scatter_sum(whole, part);
-  }
-  void all_reduce_max(const Tensor& data) override { real_.all_reduce_max(data); }
-  void broadcast(const Tensor& data, int root) override { real_.broadcast(data, root); }
-  void all_gather(const Tensor& whole, const Tensor& part) override { real_.all_gather(whole, part); }
-  std::unique_ptr<Request> start_all_gather(const Tensor& whole, const Tensor& part) override {
-    return real_.start_all_gather(whole, part);
-  }
-  void barrier() override { real_.barrier(); }
-  CollectiveProgress& progress() override { return real_.progress(); }
-  [[noreturn]] void abort(int exit_code) override {
-    real_.abort(exit_code);
-    std::_Exit(exit_code);
+    return PassingOn::start_all_reduce_sum(data);
   }
 
  private:
-  Communicator& real_;
   const Fault fault_;
   std::int64_t step_ = 1;
   bool done_ = false;

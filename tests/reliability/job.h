@@ -12,6 +12,7 @@
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
+#include <memory>
 #include <nlohmann/json.hpp>
 #include <string>
 #include <thread>
@@ -19,17 +20,13 @@
 
 #include "src/core/clock.h"
 #include "src/core/error.h"
-#include "src/core/random.h"
+#include "tests/core/temporary_folder.h"
 #include "tests/launch/shell.h"
+#include "tests/launch/small_data.h"
 
 namespace attamba {
 
 namespace fs = std::filesystem;
-
-inline std::string read_file(const fs::path& path) {
-  std::ifstream in(path);
-  return {std::istreambuf_iterator<char>(in), {}};
-}
 
 /// Trials of a sampled test.
 inline int trials(int usually) {
@@ -137,25 +134,11 @@ class Job {
 class Reliability : public testing::Test {
  protected:
   static void SetUpTestSuite() {
-    std::string pattern = (fs::temp_directory_path() / "attamba-reliability-XXXXXX").string();
-    ASSERT_NE(mkdtemp(pattern.data()), nullptr);
-    folder_ = pattern;
-    std::ofstream text(folder_ / "text.jsonl");
-    RandomStream random(3);
-    const std::vector<std::string> words{"the", "river", "ran", "past", "seven", "old", "mills", "and", "a", "bridge"};
-    for (int document = 0; document < 60; ++document) {
-      text << "{\"text\": \"";
-      for (int i = 0; i < 120; ++i) {
-        text << words[random.below(words.size())] << ' ';
-      }
-      text << "\"}\n";
-    }
-    text.close();
-    const Outcome prepared = shell(concat(ATTAMBA_PROGRAM, " data prepare ", (folder_ / "text.jsonl").string(), " -o ",
-                                          (folder_ / "data").string(), " --vocab-size 300 --valid-fraction 0.1"));
-    ASSERT_EQ(prepared.exit_code, 0) << prepared.output;
+    temporary_ = std::make_unique<TemporaryFolder>();
+    folder_ = temporary_->path();
+    prepare_small_data(ATTAMBA_PROGRAM, folder_);
   }
-  static void TearDownTestSuite() { fs::remove_all(folder_); }
+  static void TearDownTestSuite() { temporary_.reset(); }
 
   using Keys = std::vector<std::pair<std::string, std::string>>;
 
@@ -245,6 +228,7 @@ class Reliability : public testing::Test {
     return newest;
   }
 
+  static inline std::unique_ptr<TemporaryFolder> temporary_;
   static inline fs::path folder_;
 };
 

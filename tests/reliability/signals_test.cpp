@@ -1,4 +1,5 @@
 // Runs that are told to stop: by which signal, to whom and when must not matter.
+#include "src/core/random.h"
 #include "tests/reliability/job.h"
 
 namespace attamba {

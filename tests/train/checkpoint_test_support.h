@@ -3,7 +3,6 @@
 
 #include <gtest/gtest.h>
 
-#include <cstdlib>
 #include <filesystem>
 #include <fstream>
 #include <functional>
@@ -14,6 +13,7 @@
 #include "src/core/random.h"
 #include "src/train/checkpoint.h"
 #include "src/train/programs.h"
+#include "tests/core/temporary_folder.h"
 
 namespace attamba {
 
@@ -46,13 +46,6 @@ struct SomeState {
 
 class CheckpointTest : public testing::Test {
  protected:
-  void SetUp() override {
-    std::string pattern = (std::filesystem::temp_directory_path() / "attamba-checkpoint-XXXXXX").string();
-    ASSERT_NE(mkdtemp(pattern.data()), nullptr);
-    folder_ = pattern;
-  }
-  void TearDown() override { std::filesystem::remove_all(folder_); }
-
   static TrainingState at_step(std::int64_t step) {
     return {.step = step, .updates = step - 1, .seconds = 1.5, .data_fingerprint = "abc", .configuration = "x = \"\n\"\n"};
   }
@@ -87,7 +80,8 @@ class CheckpointTest : public testing::Test {
         std::distance(std::filesystem::directory_iterator(folder_), std::filesystem::directory_iterator()));
   }
 
-  std::filesystem::path folder_;
+  const TemporaryFolder temporary_;
+  const std::filesystem::path folder_ = temporary_.path();
   SingleProcess alone_;
 };
 

@@ -14,6 +14,7 @@
 #include "src/core/error.h"
 #include "src/train/checkpoint.h"
 #include "tests/core/fake_device.h"
+#include "tests/core/temporary_folder.h"
 
 namespace attamba {
 namespace {
@@ -105,17 +106,15 @@ TEST(RunPlan, KnowsTheSizeOfACheckpoint) {
   SingleProcess communicator;
   const auto chunking = make_model_chunking(config.model, config.data.sequence_length);
   ModelPrograms programs(program_options(config, chunking.get(), Device::cpu), communicator);
-  std::string folder = (fs::temp_directory_path() / "attamba-plan-XXXXXX").string();
-  ASSERT_NE(mkdtemp(folder.data()), nullptr);
+  const TemporaryFolder folder;
   TrainingState state;
   state.step = 1;
   state.configuration = to_toml(config);
-  save_checkpoint(folder, state, programs.saved_state(), communicator);
+  save_checkpoint(folder.path(), state, programs.saved_state(), communicator);
   std::uintmax_t bytes = 0;
-  for (const fs::directory_entry& entry : fs::recursive_directory_iterator(folder)) {
+  for (const fs::directory_entry& entry : fs::recursive_directory_iterator(folder.path())) {
     bytes += entry.is_regular_file() ? entry.file_size() : 0;
   }
-  fs::remove_all(folder);
   const double planned = checkpoint_bytes(request_for(config));
   EXPECT_NEAR(planned, static_cast<double>(bytes), 0.01 * static_cast<double>(bytes));
 }

@@ -10,6 +10,7 @@
 #include <limits>
 
 #include "tests/comm/multi_rank/world.h"
+#include "tests/comm/passing_on.h"
 #include "tests/train/multi_rank/step_support.h"
 
 namespace attamba {
@@ -241,33 +242,20 @@ TEST_P(Stages, MemoryIsWhatTheLayoutPromises) {
 // ---------------------------------------------------------------------------------------------- traffic
 
 /// Passes everything on, and adds up what a rank has to send at least: all but its own part, twice where all want the sum.
-class Counting final : public Communicator {
+class Counting final : public PassingOn {
  public:
-  int rank() const override { return world().rank(); }
-  int size() const override { return world().size(); }
-  int local_rank() const override { return world().local_rank(); }
-  int local_size() const override { return world().local_size(); }
-  std::string description() const override { return "counting"; }
-  void all_reduce_sum(const Tensor& data) override { world().all_reduce_sum(data); }
+  Counting() : PassingOn(world()) {}
   std::unique_ptr<Request> start_all_reduce_sum(const Tensor& data) override {
     sent += 2 * others(data);
-    return world().start_all_reduce_sum(data);
+    return PassingOn::start_all_reduce_sum(data);
   }
   std::unique_ptr<Request> start_reduce_scatter_sum(const Tensor& whole, const Tensor& part) override {
     sent += others(whole);
-    return world().start_reduce_scatter_sum(whole, part);
+    return PassingOn::start_reduce_scatter_sum(whole, part);
   }
   std::unique_ptr<Request> start_all_gather(const Tensor& whole, const Tensor& part) override {
     sent += others(whole);
-    return world().start_all_gather(whole, part);
-  }
-  void all_reduce_max(const Tensor& data) override { world().all_reduce_max(data); }
-  void broadcast(const Tensor& data, int root) override { world().broadcast(data, root); }
-  void all_gather(const Tensor& whole, const Tensor& part) override { world().all_gather(whole, part); }
-  void barrier() override { world().barrier(); }
-  [[noreturn]] void abort(int code) override {
-    world().abort(code);
-    std::_Exit(code);
+    return PassingOn::start_all_gather(whole, part);
   }
 
   double sent = 0;
@@ -319,30 +307,11 @@ TEST(Traffic, OfAStepIsWhatTheStageAsksFor) {
 // ---------------------------------------------------------------------------------------------- nodes
 
 /// The ranks of this job as if each two were on a node of their own.
-class NodesOfTwo final : public Communicator {
+class NodesOfTwo final : public PassingOn {
  public:
-  int rank() const override { return world().rank(); }
-  int size() const override { return world().size(); }
+  NodesOfTwo() : PassingOn(world()) {}
   int local_rank() const override { return rank() % 2; }
   int local_size() const override { return std::min(2, size() - rank() / 2 * 2); }
-  std::string description() const override { return world().description(); }
-  std::unique_ptr<Communicator> split(int color) override { return world().split(color); }
-  void all_reduce_sum(const Tensor& data) override { world().all_reduce_sum(data); }
-  std::unique_ptr<Request> start_all_reduce_sum(const Tensor& data) override { return world().start_all_reduce_sum(data); }
-  std::unique_ptr<Request> start_reduce_scatter_sum(const Tensor& whole, const Tensor& part) override {
-    return world().start_reduce_scatter_sum(whole, part);
-  }
-  std::unique_ptr<Request> start_all_gather(const Tensor& whole, const Tensor& part) override {
-    return world().start_all_gather(whole, part);
-  }
-  void all_reduce_max(const Tensor& data) override { world().all_reduce_max(data); }
-  void broadcast(const Tensor& data, int root) override { world().broadcast(data, root); }
-  void all_gather(const Tensor& whole, const Tensor& part) override { world().all_gather(whole, part); }
-  void barrier() override { world().barrier(); }
-  [[noreturn]] void abort(int code) override {
-    world().abort(code);
-    std::_Exit(code);
-  }
 };
 
 TEST_P(Stages, NodesMayDivideEachForItself) {

@@ -1,7 +1,8 @@
 #include "comm/ordered_worker.h"
 
-#include <csignal>
 #include <utility>
+
+#include "src/core/signal_free_thread.h"
 
 namespace attamba {
 namespace {
@@ -22,20 +23,8 @@ class JobRequest final : public Request {
 
 }  // namespace
 
-OrderedWorker::OrderedWorker(CollectiveProgress* progress) : progress_(progress) {
-  // The thread inherits a mask that blocks every signal, so that handlers keep running on the program's own threads.
-  sigset_t all;
-  sigset_t previous;
-  sigfillset(&all);
-  pthread_sigmask(SIG_SETMASK, &all, &previous);
-  try {
-    thread_ = std::thread([this] { run(); });
-  } catch (...) {
-    pthread_sigmask(SIG_SETMASK, &previous, nullptr);
-    throw;
-  }
-  pthread_sigmask(SIG_SETMASK, &previous, nullptr);
-}
+OrderedWorker::OrderedWorker(CollectiveProgress* progress)
+    : progress_(progress), thread_(start_signal_free_thread([this] { run(); })) {}
 
 OrderedWorker::~OrderedWorker() {
   {

@@ -33,7 +33,7 @@ class OrderedWorker {
   std::condition_variable posted_;
   std::deque<std::packaged_task<void()>> queue_;
   bool stopping_ = false;
-  std::thread thread_;
+  std::thread thread_;  ///< last: it uses all of the above
 };
 
 }  // namespace attamba

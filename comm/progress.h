@@ -3,11 +3,11 @@
 
 #include <array>
 #include <atomic>
-#include <chrono>
 #include <cstddef>
 #include <cstdint>
 
 #include "comm/collective_call.h"
+#include "src/core/clock.h"
 
 namespace attamba {
 
@@ -86,13 +86,12 @@ class CollectiveProgress {
     std::atomic<std::int64_t> signature = 0;
   };
 
-  static double now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
   void begin_waiting() {
     if (whole_ != nullptr) {
       whole_->begin_waiting();
     }
     if (waiting_.fetch_add(1, std::memory_order_relaxed) == 0) {
-      since_ = now();
+      since_ = monotonic_seconds();
     }
   }
   void end_waiting() {
@@ -100,7 +99,7 @@ class CollectiveProgress {
       whole_->end_waiting();
     }
     if (waiting_.fetch_sub(1, std::memory_order_relaxed) == 1) {
-      waited_ += now() - since_;
+      waited_ += monotonic_seconds() - since_;
     }
   }
 

@@ -96,7 +96,7 @@ std::uint64_t SampleSource::window_count() const {
 
 Loader::Loader(SampleSource source, BatchPlan plan, std::size_t depth, std::uint64_t first)
     : source_(std::move(source)), plan_(std::move(plan)), depth_(std::max<std::size_t>(depth, 1)) {
-  thread_ = std::jthread([this, first](std::stop_token stop) { run(std::move(stop), first); });
+  thread_ = std::jthread([this, first](const std::stop_token& stop) { run(stop, first); });
 }
 
 Loader::~Loader() = default;
@@ -114,26 +114,39 @@ Batch Loader::read(std::uint64_t micro_batch) {
   return batch;
 }
 
-void Loader::run(std::stop_token stop, std::uint64_t micro_batch) {
+void Loader::run(const std::stop_token& stop, std::uint64_t micro_batch) {
+  std::exception_ptr error;
   try {
-    for (bool ended = false; !ended && !stop.stop_requested(); ++micro_batch) {
-      Batch batch = read(micro_batch);
-      ended = batch.sample_indices.empty();
-      std::unique_lock lock(mutex_);
-      if (!changed_.wait(lock, stop, [&] { return ready_.size() < depth_; })) {
-        return;
-      }
-      if (!ended) {
-        ready_.push_back(std::move(batch));
-      }
-      ended_ = ended;
-      changed_.notify_all();
-    }
+    read_ahead(stop, micro_batch);
   } catch (...) {
-    const std::scoped_lock lock(mutex_);
-    error_ = std::current_exception();
+    error = std::current_exception();
+  }
+  const std::scoped_lock lock(mutex_);
+  error_ = error;
+  finished_ = true;
+  changed_.notify_all();
+}
+
+void Loader::read_ahead(const std::stop_token& stop, std::uint64_t micro_batch) {
+  for (bool ended = false; !ended && !stop.stop_requested(); ++micro_batch) {
+    Batch batch = read(micro_batch);
+    ended = batch.sample_indices.empty();
+    std::unique_lock lock(mutex_);
+    if (!changed_.wait(lock, stop, [&] { return ready_.size() < depth_; })) {
+      return;
+    }
+    if (!ended) {
+      ready_.push_back(std::move(batch));
+    }
+    ended_ = ended;
     changed_.notify_all();
   }
+}
+
+bool Loader::stop(double seconds) {
+  thread_.request_stop();
+  std::unique_lock lock(mutex_);
+  return changed_.wait_for(lock, std::chrono::duration<double>(seconds), [&] { return finished_; });
 }
 
 bool Loader::wait(double seconds) {

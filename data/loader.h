@@ -88,12 +88,16 @@ class Loader {
   bool wait(double seconds);
   /// The next batch; waits for it when it is not there yet. Rethrows what stopped the thread, each time it is called again.
   Batch next();
-  /// Seconds that next() has spent waiting, in all.
+  /// Reads no more. Returns whether the thread has ended, after waiting for that for so long at most; a destructor waits for
+  /// ever, also for a file server that does not answer.
+  bool stop(double seconds);
+  /// Seconds that next() and wait() have spent waiting, in all.
   double wait_seconds() const { return wait_seconds_; }
   const SampleSource& source() const { return source_; }
 
  private:
-  void run(std::stop_token stop, std::uint64_t micro_batch);
+  void run(const std::stop_token& stop, std::uint64_t micro_batch);
+  void read_ahead(const std::stop_token& stop, std::uint64_t micro_batch);
   Batch read(std::uint64_t micro_batch);
 
   SampleSource source_;
@@ -103,7 +107,7 @@ class Loader {
   std::condition_variable_any changed_;
   std::deque<Batch> ready_;
   std::exception_ptr error_;
-  bool ended_ = false;
+  bool ended_ = false, finished_ = false;
   double wait_seconds_ = 0;
   std::jthread thread_;  ///< last: it uses all of the above
 };

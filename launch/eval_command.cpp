@@ -124,7 +124,7 @@ void evaluate(const EvalOptions& options) {
     constexpr std::int64_t kSequences = 4;
     const LoadedRun run = load_run(std::move(found), options, kSequences, false, communicator);
     const Evaluator evaluator(dataset, {kSequences, run.found.config.data.sequence_length}, options.windows, communicator);
-    const EvaluationResult result = evaluator.run(*run.programs).value();
+    const EvaluationResult result = evaluator.run(*run.programs, {}).value();
     if (communicator.rank() == 0) {
       std::printf("%s on %s\n", run.found.checkpoint.folder.c_str(),
                   options.text.empty() ? folder.c_str() : options.text.front().c_str());

@@ -7,6 +7,7 @@
 #include <map>
 
 #include "src/core/error.h"
+#include "src/core/median.h"
 
 namespace attamba {
 
@@ -14,10 +15,7 @@ double BadSteps::norm_limit() const {
   if (settings_.spike_factor == 0 || norms_.size() < kEnough) {
     return 0;
   }
-  std::vector<double> sorted(norms_.begin(), norms_.end());
-  const auto middle = sorted.begin() + static_cast<std::ptrdiff_t>(sorted.size() / 2);
-  std::nth_element(sorted.begin(), middle, sorted.end());
-  return settings_.spike_factor * *middle;
+  return settings_.spike_factor * median({norms_.begin(), norms_.end()});
 }
 
 BadSteps::Verdict BadSteps::judge(const StepResult& result) {
@@ -33,10 +31,22 @@ BadSteps::Verdict BadSteps::judge(const StepResult& result) {
   return skipped_in_a_row_ >= settings_.skips_before_rollback ? Verdict::roll_back : Verdict::skipped;
 }
 
-void BadSteps::rolled_back(std::vector<double> norms) {
-  norms_.assign(norms.begin(), norms.end());
-  skipped_in_a_row_ = 0;
-  ++rollbacks_;
+void BadSteps::rolled_back(const TrainingState& state) {
+  const std::int64_t rollbacks = rollbacks_ + 1;
+  restore(state);
+  rollbacks_ = rollbacks;
+}
+
+void BadSteps::store(TrainingState& state) const {
+  state.norms.assign(norms_.begin(), norms_.end());
+  state.skipped_in_a_row = skipped_in_a_row_;
+  state.rollbacks = rollbacks_;
+}
+
+void BadSteps::restore(const TrainingState& state) {
+  norms_.assign(state.norms.begin(), state.norms.end());
+  skipped_in_a_row_ = state.skipped_in_a_row;
+  rollbacks_ = state.rollbacks;
 }
 
 std::string_view describe_bad(const StepResult& result) {
@@ -54,23 +64,33 @@ std::int64_t fingerprint(const StepResult& result) {
 }
 
 void require_agreement(std::span<const RankNews> news, std::int64_t step) {
-  std::map<std::int64_t, std::int64_t> count;
-  for (const RankNews& rank : news) {
-    ++count[rank.fingerprint];
+  std::map<std::int64_t, std::vector<std::size_t>> groups;  // by what they came to
+  for (std::size_t rank = 0; rank < news.size(); ++rank) {
+    groups[news[rank].fingerprint].push_back(rank);
   }
-  if (count.size() <= 1) {
+  if (groups.size() <= 1) {
     return;
   }
-  const auto most =
-      std::max_element(count.begin(), count.end(), [](const auto& a, const auto& b) { return a.second < b.second; });
-  std::string ranks;
-  for (std::size_t r = 0; r < news.size(); ++r) {
-    ranks += news[r].fingerprint == most->first ? std::string() : concat(ranks.empty() ? "" : ", ", r);
+  std::size_t largest = 0, of_that_size = 0;
+  for (const auto& [fingerprint, ranks] : groups) {
+    of_that_size = ranks.size() > largest ? 1 : of_that_size + (ranks.size() == largest ? 1 : 0);
+    largest = std::max(largest, ranks.size());
   }
-  throw Error(concat("ranks came to different results of step ", step, ": loss or gradient norm of rank ", ranks,
-                     " is not that of ", most->second == 1 ? "the others" : "most ranks",
-                     ", bit for bit; its memory or "
-                     "processor may be faulty. Run the same command again, without that host if it comes back"));
+  const bool told_apart = of_that_size == 1;  // most ranks agree, so the others are wrong
+  std::string text;
+  for (const auto& [fingerprint, ranks] : groups) {
+    if (told_apart && ranks.size() == largest) {
+      continue;
+    }
+    text += text.empty() ? "" : told_apart ? ", " : " and of rank ";
+    for (std::size_t i = 0; i < ranks.size(); ++i) {
+      text += concat(i == 0 ? "" : ", ", ranks[i]);
+    }
+  }
+  throw Error(concat("ranks came to different results of step ", step, ": loss or gradient norm of rank ", text,
+                     told_apart ? " is not that of most ranks" : " differ, and it cannot be told which is right",
+                     ", bit for bit; a host's memory or processor may be faulty. Run the same command again, ",
+                     told_apart ? "without that host if it comes back" : "on other hosts if it comes back"));
 }
 
 }  // namespace attamba

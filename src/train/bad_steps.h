@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "src/train/checkpoint_manifest.h"
 #include "src/train/programs.h"
 
 namespace attamba {
@@ -31,15 +32,15 @@ class BadSteps {
   std::int64_t skipped_in_a_row() const { return skipped_in_a_row_; }
 
   bool may_roll_back() const { return rollbacks_ < settings_.rollbacks; }
-  /// The run has gone back to an earlier state, whose norms these are.
-  void rolled_back(std::vector<double> norms);
+  /// The run has gone back to this state.
+  void rolled_back(const TrainingState& state);
   /// A checkpoint was saved after good steps: the run has got over what went wrong.
   void recovered() { rollbacks_ = 0; }
   std::int64_t rollbacks() const { return rollbacks_; }
 
-  /// Gradient norms of the last good steps, the newest last; a checkpoint holds them, so that a resumed run decides alike.
-  std::vector<double> norms() const { return {norms_.begin(), norms_.end()}; }
-  void restore(std::span<const double> norms) { norms_.assign(norms.begin(), norms.end()); }
+  /// What a checkpoint holds of all this, so that a resumed run decides as an uninterrupted one.
+  void store(TrainingState& state) const;
+  void restore(const TrainingState& state);
 
   /// Norms that the median is taken of, and how many there must be for it to mean something.
   static constexpr std::size_t kWindow = 64, kEnough = 16;
@@ -56,7 +57,8 @@ std::string_view describe_bad(const StepResult& result);
 /// Not 0, and the same number on two ranks exactly if the step came to the same loss and norm on both, bit for bit.
 std::int64_t fingerprint(const StepResult& result);
 
-/// Throws Error that names the ranks whose fingerprint of `step` is not that of most: their weights are no longer the others'.
+/// Throws Error that names the ranks whose fingerprint of `step` is not that of most, or all groups of ranks where no
+/// fingerprint is that of most.
 void require_agreement(std::span<const RankNews> news, std::int64_t step);
 
 }  // namespace attamba

@@ -230,9 +230,10 @@ Checkpoint checked_checkpoint(const fs::path& folder, Communicator& communicator
   return checkpoint;
 }
 
-std::optional<Checkpoint> newest_checkpoint(const fs::path& folder, Communicator& communicator) {
+std::optional<Checkpoint> newest_checkpoint(const fs::path& folder, Communicator& communicator, bool to_go_back_to) {
   std::vector<std::pair<std::int64_t, fs::path>> found;
   std::string reason;
+  bool unwanted = false;
   if (communicator.rank() == 0) {
     found = list_checkpoints(folder);
   }
@@ -244,14 +245,17 @@ std::optional<Checkpoint> newest_checkpoint(const fs::path& folder, Communicator
           for (; next < count; ++next) {
             try {
               std::string text = read_whole_file(found[next].second / kCheckpointManifest);
-              parse(found[next].second, text);
-              return text;
+              const Checkpoint checkpoint = parse(found[next].second, text);
+              if (!to_go_back_to || checkpoint.manifest.state.skipped_in_a_row == 0) {
+                return text;
+              }
+              unwanted = true;
             } catch (const std::exception& error) {
               pass_over(error.what());
               reason = error.what();
             }
           }
-          require(count == 0, folder.string(), ": holds ", count, " checkpoints but none is whole (", reason,
+          require(count == 0 || unwanted, folder.string(), ": holds ", count, " checkpoints but none is whole (", reason,
                   "); restore one, or start again in another run.folder");
           return std::string();
         },
@@ -289,10 +293,13 @@ void remove_old_checkpoints(const fs::path& folder, const Retention& retention) 
   }
   std::set<fs::path> kept;
   const Checkpoint* best = nullptr;
+  bool can_go_back = false;
   for (const Checkpoint& checkpoint : whole) {
     const TrainingState& state = checkpoint.manifest.state;
     const bool newest = kept.size() < static_cast<std::size_t>(retention.keep);
-    if (newest || (retention.keep_every > 0 && state.step % retention.keep_every == 0)) {
+    const bool newest_good = !can_go_back && state.skipped_in_a_row == 0;
+    can_go_back = can_go_back || newest_good;
+    if (newest || newest_good || (retention.keep_every > 0 && state.step % retention.keep_every == 0)) {
       kept.insert(checkpoint.folder);
     }
     if (state.validation_loss && (best == nullptr || *state.validation_loss < *best->manifest.state.validation_loss)) {
@@ -307,6 +314,20 @@ void remove_old_checkpoints(const fs::path& folder, const Retention& retention) 
       fs::remove_all(checkpoint.folder);
     }
   }
+}
+
+void remove_later_checkpoints(const fs::path& folder, std::int64_t step) {
+  for (const auto& [later, path] : list_checkpoints(folder)) {
+    if (later > step) {
+      fs::remove_all(path);
+    }
+  }
+}
+
+void note_validation_loss(const fs::path& folder, double loss) {
+  CheckpointManifest manifest = open_checkpoint(folder).manifest;
+  manifest.state.validation_loss = loss;
+  write_file_atomically(folder / kCheckpointManifest, to_text(manifest));
 }
 
 }  // namespace attamba

@@ -64,8 +64,9 @@ struct Checkpoint {
 
 /// The newest checkpoint under `folder` that is what was written: one rank chooses, all ranks together read every byte of it,
 /// each file once. Damaged ones are passed over with a line on standard error. Empty when there is no checkpoint at all; throws
-/// when there are some but none is whole. Collective.
-std::optional<Checkpoint> newest_checkpoint(const std::filesystem::path& folder, Communicator& communicator);
+/// when there are some but none is whole. With `to_go_back_to` checkpoints that end with bad steps do not count. Collective.
+std::optional<Checkpoint> newest_checkpoint(const std::filesystem::path& folder, Communicator& communicator,
+                                            bool to_go_back_to = false);
 /// A checkpoint by its folder, checked in the same way; throws naming what is damaged. Collective.
 Checkpoint checked_checkpoint(const std::filesystem::path& folder, Communicator& communicator);
 /// Reads the manifest of a checkpoint's folder, and none of its files.
@@ -84,7 +85,11 @@ struct Retention {
   bool keep_best = false;       ///< and the one with the lowest validation loss
 };
 /// Removes the others. Only checkpoints with a good manifest and all of their files are counted or removed, so the last good
-/// one always stays, and so does what is damaged.
+/// one always stays, and so does what is damaged, and the newest one that does not end with bad steps.
 void remove_old_checkpoints(const std::filesystem::path& folder, const Retention& retention);
+/// Removes those of later steps than `step`: what the run has gone back from.
+void remove_later_checkpoints(const std::filesystem::path& folder, std::int64_t step);
+/// Writes the manifest of a checkpoint again, with this validation loss.
+void note_validation_loss(const std::filesystem::path& folder, double loss);
 
 }  // namespace attamba

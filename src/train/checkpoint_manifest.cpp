@@ -116,7 +116,9 @@ CheckpointManifest manifest_from(const Json& json) {
                     .passed_over = json.at("passed_over"),
                     .data_fingerprint = json.at("data_fingerprint"),
                     .configuration = json.at("configuration"),
-                    .norms = json.at("norms")};
+                    .norms = json.at("norms"),
+                    .skipped_in_a_row = json.value("skipped_in_a_row", std::int64_t{0}),
+                    .rollbacks = json.value("rollbacks", std::int64_t{0})};
   if (json.contains("validation_loss")) {
     manifest.state.validation_loss = json.at("validation_loss").get<double>();
   }
@@ -178,6 +180,8 @@ std::string to_text(const CheckpointManifest& manifest) {
             {"seconds", state.seconds},
             {"passed_over", state.passed_over},
             {"norms", state.norms},
+            {"skipped_in_a_row", state.skipped_in_a_row},
+            {"rollbacks", state.rollbacks},
             {"data_fingerprint", state.data_fingerprint}};
   if (state.validation_loss) {
     json["validation_loss"] = *state.validation_loss;

@@ -14,13 +14,15 @@ namespace attamba {
 
 /// Where a run stands between two steps. Everything else follows from the configuration.
 struct TrainingState {
-  std::int64_t step = 0;           ///< steps done; the next sample's index is (step + passed_over) times the global batch
-  std::int64_t updates = 0;        ///< of these, steps that changed the weights
-  double seconds = 0;              ///< spent training
-  std::int64_t passed_over = 0;    ///< steps whose samples were left out
-  std::string data_fingerprint;    ///< of the samples; another one would go on with other samples
-  std::string configuration;       ///< resolved, as TOML
-  std::vector<double> norms = {};  ///< gradient norms of the last good steps
+  std::int64_t step = 0;              ///< steps done; the next sample's index is (step + passed_over) times the global batch
+  std::int64_t updates = 0;           ///< of these, steps that changed the weights
+  double seconds = 0;                 ///< spent training
+  std::int64_t passed_over = 0;       ///< steps whose samples were left out
+  std::string data_fingerprint;       ///< of the samples; another one would go on with other samples
+  std::string configuration;          ///< resolved, as TOML
+  std::vector<double> norms = {};     ///< gradient norms of the last good steps
+  std::int64_t skipped_in_a_row = 0;  ///< bad steps that were the last ones: not a state to go back to
+  std::int64_t rollbacks = 0;         ///< in a row
   std::optional<double> validation_loss = {};  ///< of the weights as they are, where they were evaluated
 };
 

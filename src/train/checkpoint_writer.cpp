@@ -156,6 +156,20 @@ void CheckpointWriter::finish() {
   if (in_flight_) {
     reporting([&] { commit(); });
   }
+  if (cleaning_.valid()) {
+    cleaning_.wait();
+  }
+}
+
+void CheckpointWriter::evaluated(const TrainingState& state) {
+  if (communicator_.rank() != 0 || saved_step_ != state.step || !state.validation_loss) {
+    return;
+  }
+  try {
+    note_validation_loss(checkpoint_path(folder_, state.step), *state.validation_loss);
+  } catch (const std::exception& error) {
+    say(concat("the checkpoint of step ", format_integer(state.step), " goes without its validation loss: ", error.what()));
+  }
 }
 
 void CheckpointWriter::save_now(const TrainingState& state, const std::vector<StateSlice>& slices) {
@@ -166,8 +180,6 @@ void CheckpointWriter::save_now(const TrainingState& state, const std::vector<St
     const bool on_host = slices.empty() || slices.front().values.device == Device::cpu;
     begin(state, slices, !on_host);
     commit();
-  }
-  if (cleaning_.valid()) {
     cleaning_.wait();
   }
 }

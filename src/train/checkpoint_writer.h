@@ -39,10 +39,13 @@ class CheckpointWriter {
   void save(const TrainingState& state, const std::vector<StateSlice>& slices);
   /// After each step: commits the save in flight when all ranks have written. Collective while there is one.
   void poll();
-  /// Waits for the save in flight, if any, and commits it. A failure is a message. Collective.
+  /// Waits for the save in flight, if any, and commits it, and for old checkpoints to be removed. A failure is a message.
+  /// Collective.
   void finish();
   /// The last save: returns when this state is on the disk, or throws SaveFailed. Collective.
   void save_now(const TrainingState& state, const std::vector<StateSlice>& slices);
+  /// The state was evaluated: its validation loss goes into its checkpoint where there is one already. A failure is a message.
+  void evaluated(const TrainingState& state);
   /// Says that this step was loaded from the folder, so that it need not be saved again.
   void loaded(std::int64_t step) { saved_step_ = step; }
 

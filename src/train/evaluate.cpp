@@ -27,7 +27,7 @@ Evaluator::Evaluator(Dataset dataset, BatchShape micro_batch, std::int64_t windo
   windows_ = windows == 0 ? available : std::min(windows, available);
 }
 
-std::optional<EvaluationResult> Evaluator::run(ModelPrograms& programs, const std::function<bool()>& stop) const {
+std::optional<EvaluationResult> Evaluator::run(ModelPrograms& programs, const Hooks& hooks) const {
   const NamedRange range(runtime(programs.device()), "evaluation");
   const auto n = static_cast<std::size_t>(micro_batch_.length), rows = static_cast<std::size_t>(micro_batch_.sequences);
   std::vector<std::int32_t> tokens(rows * (n + 1)), starts(rows * n);
@@ -37,7 +37,7 @@ std::optional<EvaluationResult> Evaluator::run(ModelPrograms& programs, const st
   const std::int64_t per_round = communicator_.size() * stride;
   const bool together = programs.runs_together(ProgramKind::evaluate);
   for (std::int64_t round = 0; round * per_round < windows_; ++round) {
-    if (stop && stop()) {
+    if (hooks.stop && hooks.stop()) {
       return std::nullopt;
     }
     // A rank that has no window left takes part with the first one, all of it masked, where ranks need each other.
@@ -53,6 +53,9 @@ std::optional<EvaluationResult> Evaluator::run(ModelPrograms& programs, const st
       const std::uint64_t begin = static_cast<std::uint64_t>(samples[i]) * n;
       dataset_.read_tokens(begin, std::span(tokens).subspan(i * (n + 1), n + 1));
       dataset_.fill_document_starts(begin, std::span(starts).subspan(i * n, n));
+    }
+    if (hooks.computing) {
+      hooks.computing();
     }
     programs.inputs().write(tokens, starts, samples, 0, 0, static_cast<std::int64_t>(used));
     const double loss = programs.evaluate();

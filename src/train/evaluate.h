@@ -28,9 +28,16 @@ class Evaluator {
   /// Evaluates on the first `windows` windows of n tokens (0: all), micro_batch at a time, shared over ranks.
   Evaluator(Dataset dataset, BatchShape micro_batch, std::int64_t windows, Communicator& communicator);
 
-  /// Collective; the same result on every rank, whatever their number. `stop`, where there is one, is asked by all ranks
-  /// together before each of their micro-batches and answers alike on all; when it says so, evaluation ends without a result.
-  std::optional<EvaluationResult> run(ModelPrograms& programs, const std::function<bool()>& stop = {}) const;
+  /// What a caller hears of, where it wants to.
+  struct Hooks {
+    /// Before each micro-batch is read, by all ranks together, also those that have none left. Must answer alike on all; when
+    /// it is true, evaluation ends without a result.
+    std::function<bool()> stop = {};
+    std::function<void()> computing = {};  ///< a micro-batch has been read, and is computed now
+  };
+
+  /// Collective; the same result on every rank, whatever their number.
+  std::optional<EvaluationResult> run(ModelPrograms& programs, const Hooks& hooks) const;
   const Dataset& dataset() const { return dataset_; }
   std::int64_t windows() const { return windows_; }
 

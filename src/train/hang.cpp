@@ -26,8 +26,9 @@ bool is_behind(const Position& rank, const Position& furthest) {
 }  // namespace
 
 std::string_view name_of(Phase phase) {
-  constexpr std::array<std::string_view, 7> kNames{
-      "starting", "loading a checkpoint", "waiting for data", "computing a step", "evaluation", "saving", "gone"};
+  constexpr std::array<std::string_view, 8> kNames{
+      "starting", "loading a checkpoint", "waiting for data", "computing a step", "evaluation", "saving", "writing results",
+      "gone"};
   const auto index = static_cast<std::size_t>(phase);
   return index < kNames.size() ? kNames[index] : "unknown";
 }
@@ -35,7 +36,7 @@ std::string_view name_of(Phase phase) {
 HangJudge::HangJudge(std::vector<std::string> hosts, double silence, double now)
     : hosts_(std::move(hosts)), silence_(silence), ranks_(hosts_.size()) {
   for (std::size_t r = 0; r < ranks_.size(); ++r) {
-    ranks_[r].heard = ranks_[r].moved = now;
+    ranks_[r].heard = ranks_[r].moved = ranks_[r].stepped = now;
     ranks_[r].beat.limit = silence;
     ranks_[r].beat.ticks = -1;
   }
@@ -49,6 +50,9 @@ void HangJudge::heard(const Heartbeat& beat, double now) {
   if (beat.ticks != seen.beat.ticks || beat.phase != seen.beat.phase) {
     seen.moved = now;
   }
+  if (beat.step != seen.beat.step) {
+    seen.stepped = now;
+  }
   seen.heard = now;
   seen.beat = beat;
 }
@@ -57,12 +61,15 @@ void HangJudge::forgive(double seconds) {
   for (Seen& seen : ranks_) {
     seen.heard += seconds;
     seen.moved += seconds;
+    seen.stepped += seconds;
   }
 }
 
 bool HangJudge::silent(int rank, double now) const {
   const Seen& seen = ranks_[static_cast<std::size_t>(rank)];
-  return !seen.left() && now - seen.heard > silence_;
+  return !seen.left() && now - seen.heard > silence_ && std::none_of(ranks_.begin(), ranks_.end(), [&](const Seen& other) {
+    return other.stepped > seen.heard && now - other.stepped <= kGettingOn * silence_;
+  });
 }
 
 std::optional<HangJudge::Finding> HangJudge::judge(double now) const {

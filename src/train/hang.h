@@ -12,8 +12,12 @@
 namespace attamba {
 
 /// What a rank is doing; kept in Heartbeat::phase.
-enum class Phase : std::int32_t { starting, loading, data, step, evaluation, saving, left };
+enum class Phase : std::int32_t { starting, loading, data, step, evaluation, saving, writing, left };
 std::string_view name_of(Phase phase);
+
+/// Of the time that counts as silence: a job in which a rank has made a step within this part of it gets on, and only
+/// heartbeats are lost.
+inline constexpr double kGettingOn = 0.5;
 
 class HangJudge {
  public:
@@ -36,12 +40,15 @@ class HangJudge {
   /// Is the job stuck, and whose fault is it? Ranks that send nothing; else ranks that wait for nobody and have not got on for
   /// their own limit; else, when all wait for each other, those that have entered fewer collectives, or have left.
   std::optional<Finding> judge(double now) const;
+  /// Nothing has come from it for too long, and nobody gets on either: ranks that step need all of them, so then heartbeats
+  /// alone are lost.
   bool silent(int rank, double now) const;
+  bool has_left(int rank) const { return ranks_[static_cast<std::size_t>(rank)].left(); }
 
  private:
   struct Seen {
     Heartbeat beat;
-    double heard = 0, moved = 0;
+    double heard = 0, moved = 0, stepped = 0;  ///< when
     Phase phase() const { return static_cast<Phase>(beat.phase); }
     bool left() const { return phase() == Phase::left; }
   };

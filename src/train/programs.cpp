@@ -125,7 +125,7 @@ void ModelPrograms::run(ProgramKind kind) {
   if (once_) {
     replay.program.run_observed(launch, std::exchange(once_, nullptr), false);
   } else if (observed_) {
-    replay.program.run_observed(launch, observer_, check_finite_);
+    replay.program.run_observed(launch, observer_, check_finite_ && !poisoned_);
   } else {
     if (replay.runs == 1 && (!together || communicator_.recordable())) {
       replay.recorded = runtime(options_.device).record([&] { replay.program.run(launch); });
@@ -171,10 +171,13 @@ StepResult ModelPrograms::finish_step(double learning_rate, std::int64_t updates
   storage_.upload(kStepLeaf);
   storage_.upload(kNewsLeaf);
   run(empty ? ProgramKind::empty_closing : ProgramKind::closing);
+  poisoned_ = false;
   clear(storage_.find(kPoisonedLeaf));
   storage_.download(kStepLeaf);
   storage_.download(kNewsLeaf);
   const auto tokens = static_cast<double>(options_.global_batch * options_.micro_batch.length);
+  // A device's collectives are waited for here.
+  const CollectiveProgress::Waiting waiting(communicator_.size() > 1 ? &communicator_.progress() : nullptr);
   const double loss = take_loss(storage_, kTotalsLeaf, tokens);
   std::vector<RankNews> heard(static_cast<std::size_t>(communicator_.size()));
   std::memcpy(static_cast<void*>(heard.data()), all_news.data(), all_news.size_bytes());
@@ -186,7 +189,8 @@ StepResult ModelPrograms::finish_step(double learning_rate, std::int64_t updates
 }
 
 /// A NaN in one gradient, or one that fixed point cannot hold, makes the norm of all ranks' sum one.
-void ModelPrograms::spoil_step() {
+void ModelPrograms::poison_step() {
+  poisoned_ = true;
   if (options_.deterministic) {
     std::int64_t poisoned = 1;
     copy_from_host(storage_.find(kPoisonedLeaf), {&poisoned, kPoisonedType});
@@ -194,7 +198,7 @@ void ModelPrograms::spoil_step() {
   }
   for (const auto& [name, gradient] : storage_.tensors()) {
     if (name.starts_with("gradient/")) {
-      dispatch_floating(gradient.dtype(), "spoil_step", [&, to = gradient]<class T>() {
+      dispatch_floating(gradient.dtype(), "poison_step", [&, to = gradient]<class T>() {
         T nan = std::numeric_limits<T>::quiet_NaN();
         copy_from_host({to.data, {to.dtype(), {1}}, to.device}, {&nan, {to.dtype(), {1}}});
       });

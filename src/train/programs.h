@@ -164,7 +164,7 @@ class ModelPrograms {
   StepResult finish_step(double learning_rate, std::int64_t updates, bool empty, const RankNews& news = {},
                          double norm_limit = 0);
   /// Makes the step that is being gathered one that every rank skips.
-  void spoil_step();
+  void poison_step();
   /// Forgets what `accumulate` has gathered since the last step.
   void discard_gradients();
   /// Sum of token losses of the batch in the inputs, in nats, without gradients.
@@ -231,7 +231,7 @@ class ModelPrograms {
   std::unique_ptr<BatchWriter> writer_;
   double model_flops_ = 0;
   Program::Observer observer_, once_;
-  bool observed_ = false, check_finite_ = false;
+  bool observed_ = false, check_finite_ = false, poisoned_ = false;
 };
 
 }  // namespace attamba

@@ -76,6 +76,12 @@ std::string describe_change(const TrainConfig& from, const TrainConfig& to) {
   return change;
 }
 
+/// Whether the ranks make the groups that this stage asks for: whole nodes, with `train.zero_group = "node"`.
+bool has_groups(const RunPlanRequest& request, std::int64_t zero) {
+  const std::int64_t per_node = request.machine.gpus_per_node;
+  return zero == 0 || request.config.train.zero_group != "node" || request.ranks <= per_node || request.ranks % per_node == 0;
+}
+
 /// The largest micro-batch of no more than this one with which the changed configuration fits.
 std::optional<Proposal> largest_that_fits(RunPlanRequest request, std::int64_t zero, bool recompute) {
   const TrainConfig asked = request.config.train;
@@ -100,7 +106,8 @@ std::vector<Proposal> propose(const RunPlanRequest& request) {
   const TrainConfig& asked = request.config.train;
   for (std::int64_t zero = asked.zero; zero <= (request.ranks > 1 ? 3 : asked.zero); ++zero) {
     for (const bool recompute : asked.recompute ? std::vector{true} : std::vector{false, true}) {
-      if (const auto found = largest_that_fits(request, zero, recompute)) {
+      const auto found = has_groups(request, zero) ? largest_that_fits(request, zero, recompute) : std::nullopt;
+      if (found) {
         proposals.push_back(*found);
       }
     }
@@ -260,6 +267,9 @@ RunPlan plan_run(const RunPlanRequest& request) {
   plan.steps = request.tokens > 0 ? static_cast<std::int64_t>(std::ceil(request.tokens / plan.tokens_per_step())) : t.steps;
   plan.checkpoint_bytes = checkpoint_bytes(request);
   for (int stage = 0; stage <= 3 && request.ranks > 1; ++stage) {
+    if (!has_groups(request, stage)) {
+      continue;
+    }
     RunPlanRequest divided = request;
     divided.config.train.zero = stage;
     plan.stages.push_back(stage_row(request, stage, stage == t.zero ? plan.demands : demands_of(divided)));

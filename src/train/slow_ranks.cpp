@@ -4,16 +4,9 @@
 #include <functional>
 #include <utility>
 
-namespace attamba {
+#include "src/core/median.h"
 
-double median(std::vector<double> values) {
-  if (values.empty()) {
-    return 0;
-  }
-  const std::size_t half = values.size() / 2;
-  std::sort(values.begin(), values.end());
-  return values.size() % 2 == 1 ? values[half] : (values[half - 1] + values[half]) / 2;
-}
+namespace attamba {
 
 namespace {
 

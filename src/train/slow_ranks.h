@@ -41,6 +41,4 @@ class SlowRanks {
   double gathered_time_ = 0;
 };
 
-double median(std::vector<double> values);
-
 }  // namespace attamba

@@ -34,11 +34,11 @@ void set_handler(int signal, void (*handler)(int)) {
 
 void remember(int signal) {
   int none = 0;
-  first_signal.compare_exchange_strong(none, signal);
+  const bool is_first = first_signal.compare_exchange_strong(none, signal);
   if (signal == SIGINT) {
     set_handler(SIGINT, SIG_DFL);
   }
-  if (!met) {
+  if (is_first && !met) {
     alarm(kSecondsToMeet);
   }
 }

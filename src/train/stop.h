@@ -51,8 +51,6 @@ class TimeLimit {
   /// Is it time to stop, `now` on the monotonic clock? The next look comes after `step` seconds, and a save takes `save`; both
   /// are counted twice.
   bool is_up(double now, double step, double save) const { return end_ && now + 2 * (step + save) + reserve_ >= *end_; }
-  /// Seconds left, for messages.
-  std::optional<double> left(double now) const { return end_ ? std::optional(*end_ - now) : std::nullopt; }
 
  private:
   double reserve_;

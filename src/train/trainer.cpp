@@ -21,8 +21,8 @@ namespace {
 
 /// A stop waits for data so long before the step is abandoned.
 constexpr double kPatienceWithData = 1;
-/// The first steps choose algorithms and record programs: how long they take says nothing about a rank.
-constexpr std::int64_t kFirstSteps = 2;
+/// A data source that does not answer is left behind after so long.
+constexpr double kPatienceWithLoader = 1;
 
 }  // namespace
 
@@ -58,9 +58,11 @@ Trainer::Trainer(const Config& config, Communicator& communicator, Device device
   share_ = {.per_step = config_.train.global_batch / config_.train.micro_batch,
             .rank = communicator_.rank(),
             .ranks = communicator_.size()};
-  watchdog_ = std::make_unique<Watchdog>(communicator_, Watchdog::Settings{.seconds = config_.run.watchdog_seconds,
-                                                                           .patience = config_.run.watchdog_patience,
-                                                                           .events = folder() / kEventsFile});
+  watchdog_ = std::make_unique<Watchdog>(
+      communicator_, Watchdog::Settings{.seconds = config_.run.watchdog_seconds,
+                                        .patience = config_.run.watchdog_patience,
+                                        .events = folder() / kEventsFile,
+                                        .asked_to_stop = [this](double step) { return own_stop_request(step); }});
   using Part = void (Trainer::*)();
   for (const Part part : {&Trainer::open_data, &Trainer::make_programs, &Trainer::open_run_folder, &Trainer::resume,
                           &Trainer::open_metrics, &Trainer::start_loader, &Trainer::report_setup}) {
@@ -73,9 +75,7 @@ Trainer::Trainer(const Config& config, Communicator& communicator, Device device
 }
 
 Trainer::~Trainer() {
-  if (data_stuck_) {
-    [[maybe_unused]] Loader* stuck = loader_.release();  // its thread cannot be waited for; it ends with the process
-  }
+  drop_loader();
 }
 
 void Trainer::make_programs() {
@@ -167,16 +167,18 @@ void Trainer::resume() {
     programs_->initialize(static_cast<std::uint64_t>(config_.train.seed));
     state_.data_fingerprint = samples_->fingerprint();
   }
-  bad_steps_.restore(state_.norms);
   state_.configuration = to_toml(config_);
+  bad_steps_.restore(state_);
+  rolled_back_to_ = state_.step;
 }
 
-bool Trainer::load_newest_checkpoint() {
-  const auto found = newest_checkpoint(folder() / kCheckpointFolder, communicator_);
+bool Trainer::load_newest_checkpoint(bool to_go_back_to) {
+  const auto found = newest_checkpoint(folder() / kCheckpointFolder, communicator_, to_go_back_to);
   if (!found) {
     return false;
   }
   state_ = found->manifest.state;
+  state_.configuration = to_toml(config_);
   require(
       state_.data_fingerprint == samples_->fingerprint(), found->folder.string(),
       ": was trained on other data (or another seed, sequence length or weights of sources); resuming would skip and repeat "
@@ -200,7 +202,16 @@ void Trainer::open_metrics() {
   communicator_.broadcast({&evaluated_step_, {DType::int64, {1}}}, 0);
 }
 
+/// A loader whose thread waits for a file server that does not answer is left to the end of the process.
+void Trainer::drop_loader() {
+  if (loader_ && !loader_->stop(kPatienceWithLoader)) {
+    [[maybe_unused]] Loader* const stuck = loader_.release();
+  }
+  loader_.reset();
+}
+
 void Trainer::start_loader() {
+  drop_loader();
   const std::int64_t count = share_.count(), first_step = state_.step;
   if (count > 0) {
     const auto plan = [share = share_, count, first_step, passed_over = state_.passed_over,
@@ -222,22 +233,21 @@ void Trainer::start_loader() {
 
 // ---------------------------------------------------------------------------------------------- stopping
 
-/// What this rank knows of: a signal of its own, the end of the job's time (rank 0 has the clock), what others have heard.
-std::optional<StopRequest> Trainer::asked_to_stop() const {
+/// A signal of this rank's own, or the end of the job's time (rank 0 has the clock). The watchdog's thread asks, too.
+std::optional<StopRequest> Trainer::own_stop_request(double median_step) const {
   if (const std::int64_t signal = stop_signal(); signal != 0) {
     return StopRequest{communicator_.rank(), signal};
   }
-  if (leads() &&
-      time_limit_.is_up(monotonic_seconds(), watchdog_->median_step(), checkpoints_ ? checkpoints_->save_seconds() : 0)) {
+  if (leads() && time_limit_.is_up(monotonic_seconds(), median_step, save_seconds_)) {
     return StopRequest{0, kTimeIsUp};
   }
-  return watchdog_->stop_heard();
+  return std::nullopt;
 }
 
 bool Trainer::vote_on_stop() {
   watchdog_->tick();
   std::vector<std::int64_t> votes(static_cast<std::size_t>(communicator_.size()));
-  votes[static_cast<std::size_t>(communicator_.rank())] = pack(asked_to_stop());
+  votes[static_cast<std::size_t>(communicator_.rank())] = pack(watchdog_->asked_to_stop());
   communicator_.all_reduce_sum({votes.data(), {DType::int64, {communicator_.size()}}});
   for (const std::int64_t vote : votes) {
     stop_ = stop_ ? stop_ : unpack_stop(vote);
@@ -271,7 +281,7 @@ Trainer::Outcome Trainer::run() {
   }
   if (checkpoints_ && state_.step > 0) {
     watchdog_->enter(Phase::saving, state_.step);
-    state_.norms = bad_steps_.norms();
+    bad_steps_.store(state_);
     checkpoints_->save_now(state_, programs_->saved_state());
   }
   report_end();
@@ -287,7 +297,7 @@ std::optional<Batch> Trainer::next_batch() {
   constexpr double kLook = 0.05;
   if (!loader_->wait(0)) {
     watchdog_->enter(Phase::data, state_.step);
-    for (double asked = 0; !loader_->wait(kLook); asked += asked_to_stop() ? kLook : 0) {
+    for (double asked = 0; !loader_->wait(kLook); asked += watchdog_->asked_to_stop() ? kLook : 0) {
       if (asked >= kPatienceWithData) {
         data_stuck_ = true;
         return std::nullopt;
@@ -298,9 +308,14 @@ std::optional<Batch> Trainer::next_batch() {
   return loader_->next();
 }
 
+/// Of this process, for other ranks or for data.
+double Trainer::seconds_waited() const {
+  return communicator_.progress().waited() + (loader_ ? loader_->wait_seconds() : 0);
+}
+
 StepResult Trainer::step() {
   step_began_ = monotonic_seconds();
-  const double waited = communicator_.progress().waited();
+  const double waited = seconds_waited();
   watchdog_->enter(Phase::step, state_.step);
   if (leads() && !config_.train.watch.empty()) {
     std::cerr << "step " << state_.step + 1 << '\n';
@@ -317,7 +332,7 @@ StepResult Trainer::step() {
           compare_with_cpu(*batch, samples);
         }
       } else {
-        programs_->spoil_step();
+        programs_->poison_step();
       }
     }
     // A rank whose data does not come replays what it has, where the others' replays need it: the step does not count.
@@ -333,15 +348,16 @@ StepResult Trainer::step() {
                                   .steps = config_.train.steps,
                                   .min_ratio = o.lr_min_ratio,
                                   .decay = o.decay};
-  news_.stop = pack(asked_to_stop());
+  news_.stop = pack(watchdog_->asked_to_stop());
   news_.abandoned = data_stuck_ ? 1 : 0;
   norm_limit_ = bad_steps_.norm_limit();
   const StepResult result = naming_samples(samples, [&] {
-    return programs_->finish_step(learning_rate(schedule, state_.step), state_.updates,
-                                  share_.count() < share_.rounds() || data_stuck_, news_, norm_limit_);
+    return programs_->finish_step(learning_rate(schedule, state_.step), state_.updates, share_.count() < share_.rounds(), news_,
+                                  norm_limit_);
   });
-  const double own = monotonic_seconds() - step_began_ - (communicator_.progress().waited() - waited);
-  news_.nanoseconds = ++steps_here_ <= kFirstSteps || share_.count() == 0
+  const double own = monotonic_seconds() - step_began_ - (seconds_waited() - waited);
+  // The host's time says nothing about a GPU's.
+  news_.nanoseconds = ++steps_here_ <= Watchdog::kFirstSteps || share_.count() == 0 || device_ != Device::cpu
                           ? 0
                           : static_cast<std::int64_t>(1e9 * own / static_cast<double>(share_.count()));
   news_.fingerprint = fingerprint(result);
@@ -358,6 +374,7 @@ void Trainer::after_step(const StepResult& result) {
   state_.seconds += seconds;
   window_seconds_ += seconds;
   ++window_steps_;
+  watchdog_->enter(Phase::writing, state_.step);
   find_slow_ranks(result.news);
   const BadSteps::Verdict verdict = bad_steps_.judge(result);
   if (result.skipped || due(config_.train.log_every) || state_.step == config_.train.steps) {
@@ -372,15 +389,19 @@ void Trainer::after_step(const StepResult& result) {
   }
   watchdog_->enter(Phase::saving, state_.step);
   checkpoints_->poll();
+  if (checkpoints_->saved_step() > rolled_back_to_) {
+    bad_steps_.recovered();
+  }
   save_due_ = save_due_ || due(config_.checkpoint.every);
   // A bad step's checkpoint would be no place to go back to; the last step, and one to stop at, are saved by `run`.
   if (save_due_ && bad_steps_.skipped_in_a_row() == 0 && !stop_ && state_.step < config_.train.steps) {
     save_due_ = false;
-    state_.norms = bad_steps_.norms();
+    bad_steps_.store(state_);
+    state_.rollbacks = 0;  // where this is on the disk, the run has got over them
     checkpoints_->save(state_, programs_->saved_state());
-    bad_steps_.recovered();
     vote_on_stop();
   }
+  save_seconds_ = checkpoints_->save_seconds();
 }
 
 /// Back to the newest checkpoint, and on with the samples after those of the step that was last: all in between are left out.
@@ -395,24 +416,32 @@ void Trainer::roll_back(const StepResult& result) {
   require(bad_steps_.may_roll_back(), what, " after ", bad_steps_.rollbacks(), " rollbacks in a row", advice);
   watchdog_->enter(Phase::loading, from);
   checkpoints_->finish();
-  require(load_newest_checkpoint(), what, ", and there is no checkpoint to go back to", advice);
+  require(load_newest_checkpoint(true), what, ", and there is no checkpoint to go back to", advice);
   state_.passed_over = passed_over + (from - state_.step);
-  bad_steps_.rolled_back(state_.norms);
+  bad_steps_.rolled_back(state_);
+  rolled_back_to_ = state_.step;
+  on_first_rank([&] { remove_later_checkpoints(folder() / kCheckpointFolder, state_.step); });
   save_due_ = false;
   window_seconds_ = 0;
   window_steps_ = 0;
   open_metrics();
   start_loader();
+  watchdog_->enter(Phase::writing, from);
   report_rollback(first_bad, from);
 }
 
 void Trainer::evaluate() {
-  watchdog_->enter(Phase::evaluation, state_.step);
-  const std::optional<EvaluationResult> result = evaluator_->run(*programs_, [this] { return vote_on_stop(); });
-  if (result) {
+  const auto stop = [this] {
+    watchdog_->enter(Phase::data, state_.step);
+    return vote_on_stop();
+  };
+  const auto computing = [this] { watchdog_->enter(Phase::evaluation, state_.step); };
+  if (const std::optional<EvaluationResult> result = evaluator_->run(*programs_, {.stop = stop, .computing = computing})) {
+    watchdog_->enter(Phase::writing, state_.step);
     evaluated_step_ = state_.step;
     state_.validation_loss = result->loss;
     report_evaluation(*result);
+    checkpoints_->evaluated(state_);
   }
 }
 

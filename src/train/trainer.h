@@ -1,6 +1,7 @@
 // The training loop of one rank: batches in, weights and metrics out.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <filesystem>
 #include <memory>
@@ -54,16 +55,18 @@ class Trainer {
   void make_programs();
   void open_run_folder();
   void resume();
-  bool load_newest_checkpoint();
+  bool load_newest_checkpoint(bool to_go_back_to = false);
   void open_metrics();
   void start_loader();
+  void drop_loader();
   void report_setup();
   void set_up_debugging();
-  std::optional<StopRequest> asked_to_stop() const;
+  std::optional<StopRequest> own_stop_request(double median_step) const;
   /// All ranks call it, and then either all stop or none does. Between votes, each step's reduction carries the wish.
   bool vote_on_stop();
   bool complete() const;
   std::optional<Batch> next_batch();
+  double seconds_waited() const;
   StepResult step();
   /// Runs `body`; a number that is not finite is reported with the step and with the sample, one of those in the inputs.
   template <class Body>
@@ -76,7 +79,7 @@ class Trainer {
 
   // trainer_report.cpp
   void say(const std::string& text);
-  void remember(nlohmann::json event);
+  void log_event(nlohmann::json event);
   void log(const StepResult& result);
   void find_slow_ranks(std::span<const RankNews> news);
   void report_skipped(const StepResult& result, MetricsRecord& record);
@@ -116,6 +119,8 @@ class Trainer {
   double norm_limit_ = 0;
   std::int64_t steps_here_ = 0;  ///< of this process
   bool data_stuck_ = false, save_due_ = false;
+  std::int64_t rolled_back_to_ = 0;  ///< step; or that of the checkpoint that was loaded
+  std::atomic<double> save_seconds_ = 0;
   double step_began_ = 0, window_seconds_ = 0;  ///< seconds of steps since the last logged one
   std::int64_t window_steps_ = 0;
   std::int64_t evaluated_step_ = -1;

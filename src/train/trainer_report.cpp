@@ -34,7 +34,7 @@ void Trainer::say(const std::string& text) {
   }
 }
 
-void Trainer::remember(nlohmann::json event) {
+void Trainer::log_event(nlohmann::json event) {
   if (leads()) {
     event["step"] = state_.step;
     append_event(folder() / kEventsFile, std::move(event));
@@ -121,14 +121,14 @@ void Trainer::report_skipped(const StepResult& result, MetricsRecord& record) {
                        {"data", samples_->config().sources[sample.source].dataset.folder().string()},
                        {"window", sample.window}});
   }
-  remember({{"event", "skipped step"},
-            {"reason", describe_bad(result)},
-            {"loss", result.loss},
-            {"grad_norm", result.gradient_norm},
-            {"norm_limit", norm_limit_},
-            {"first_sample", first},
-            {"last_sample", first + batch - 1},
-            {"windows", windows}});
+  log_event({{"event", "skipped step"},
+             {"reason", describe_bad(result)},
+             {"loss", result.loss},
+             {"grad_norm", result.gradient_norm},
+             {"norm_limit", norm_limit_},
+             {"first_sample", first},
+             {"last_sample", first + batch - 1},
+             {"windows", windows}});
   say(concat("step ", format_integer(state_.step), ": loss ", result.loss, ", gradient norm ", result.gradient_norm, ": ",
              describe_bad(result), norm_limit_ > 0 ? concat(" (the limit is ", norm_limit_, ")") : std::string(),
              ", so the update was skipped; samples ", first, " to ", first + batch - 1));
@@ -136,11 +136,11 @@ void Trainer::report_skipped(const StepResult& result, MetricsRecord& record) {
 
 void Trainer::report_rollback(std::int64_t first_bad, std::int64_t last_bad) {
   const std::int64_t batch = config_.train.global_batch;
-  remember({{"event", "rollback"},
-            {"from", last_bad},
-            {"first_bad_step", first_bad},
-            {"passed_over", state_.passed_over},
-            {"next_sample", (state_.step + state_.passed_over) * batch}});
+  log_event({{"event", "rollback"},
+             {"from", last_bad},
+             {"first_bad_step", first_bad},
+             {"passed_over", state_.passed_over},
+             {"next_sample", (state_.step + state_.passed_over) * batch}});
   say(concat("steps ", format_integer(first_bad), " to ", format_integer(last_bad),
              " were skipped: going back to the checkpoint of step ", format_integer(state_.step),
              ", and on with the samples behind them, from ", (state_.step + state_.passed_over) * batch));
@@ -156,7 +156,7 @@ void Trainer::find_slow_ranks(std::span<const RankNews> news) {
     seconds.push_back(1e-9 * static_cast<double>(rank.nanoseconds));
   }
   for (const SlowRanks::Slow& slow : slow_ranks_.observe(seconds, monotonic_seconds() - step_began_)) {
-    remember({{"event", "slow rank"}, {"rank", slow.rank}, {"ratio", slow.ratio}, {"seconds", slow.seconds}});
+    log_event({{"event", "slow rank"}, {"rank", slow.rank}, {"ratio", slow.ratio}, {"seconds", slow.seconds}});
     char text[160];
     std::snprintf(text, sizeof text, "rank %d%s is slow: it computes %.2f times as long as the others, %.3g s per micro-batch",
                   slow.rank, watchdog_->on_host(slow.rank).c_str(), slow.ratio, slow.seconds);
@@ -187,7 +187,7 @@ void Trainer::report_end() {
   if (stop_ && !complete()) {
     const bool saved = checkpoints_ && checkpoints_->saved_step() >= 0;
     if (saved) {
-      remember({{"event", "stop"}, {"reason", describe(*stop_)}});
+      log_event({{"event", "stop"}, {"reason", describe(*stop_)}});
     }
     const std::string asked = concat(describe(*stop_), stop_->reason == kTimeIsUp ? "" : watchdog_->on_host(stop_->rank));
     say(!saved ? concat(asked, ": stopped while starting; nothing had to be saved, run the same command again")

@@ -1,19 +1,18 @@
 #include "src/train/watchdog.h"
 
-#include <fcntl.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <chrono>
-#include <csignal>
 #include <iostream>
 #include <nlohmann/json.hpp>
 
 #include "src/core/clock.h"
 #include "src/core/error.h"
+#include "src/core/median.h"
+#include "src/core/signal_free_thread.h"
 #include "src/train/events.h"
 #include "src/train/run_folder.h"
-#include "src/train/slow_ranks.h"
 
 namespace attamba {
 
@@ -22,32 +21,23 @@ namespace {
 /// A hang is named after this part of the time promised, which leaves the rest for heartbeats and judgement.
 constexpr double kShare = 0.85;
 constexpr double kStepsPromised = 5;
-/// The first steps choose algorithms and record programs.
-constexpr std::int64_t kFirstSteps = 3;
 constexpr std::size_t kStepsRemembered = 64;
 constexpr double kSecondsToComeThrough = 5;
+/// What is said about a hang may not take longer: a pipe that is full, a file server that is the reason for the hang.
+constexpr unsigned kSecondsToSay = 2;
 /// A verdict is sent so often, as datagrams may be lost, with a pause in between.
 constexpr int kVerdicts = 3;
 constexpr auto kVerdictPause = std::chrono::milliseconds(30);
-
-/// A thread that blocks every signal, so that handlers run on the program's own threads.
-template <class Body>
-std::thread start_without_signals(Body body) {
-  sigset_t all, previous;
-  sigfillset(&all);
-  pthread_sigmask(SIG_SETMASK, &all, &previous);
-  std::thread thread(std::move(body));
-  pthread_sigmask(SIG_SETMASK, &previous, nullptr);
-  return thread;
-}
 
 }  // namespace
 
 Watchdog::Watchdog(Communicator& communicator, Settings settings)
     : communicator_(communicator),
       settings_(std::move(settings)),
-      silence_(kShare * settings_.seconds),
-      interval_(std::clamp(settings_.seconds / 20, 0.02, 0.5) * std::max(1.0, communicator.size() / 256.0)),
+      // Many ranks speak less often, but at least a few times within what counts as silence.
+      interval_(std::min(std::clamp(settings_.seconds / 20, 0.02, 0.5) * std::max(1.0, communicator.size() / 256.0),
+                         settings_.seconds / 7)),
+      silence_(kShare * settings_.seconds - interval_),
       limit_(settings_.patience) {
   if (settings_.seconds == 0) {
     return;
@@ -57,17 +47,27 @@ Watchdog::Watchdog(Communicator& communicator, Settings settings)
     hosts_.push_back(channel_->host(rank));
   }
   heard_.resize(hosts_.size());
-  woke_ = last_answer_ = monotonic_seconds();
+  woke_ = last_answer_ = stepped_ = monotonic_seconds();
   judge_.emplace(hosts_, silence_, woke_);
-  thread_ = start_without_signals([this] { watch(); });
+  thread_ = start_signal_free_thread([this] { watch(); });
+  try {
+    meet();
+  } catch (...) {
+    end_thread();
+    throw;
+  }
+}
+
+void Watchdog::meet() {
   const double began = monotonic_seconds();
   while (!come_through() && monotonic_seconds() - began < kSecondsToComeThrough) {
     std::this_thread::sleep_for(std::chrono::milliseconds(2));
   }
   const bool connected = come_through();
   std::int64_t failed[2] = {connected ? 0 : 1, connected ? -1 : channel_->rank()};
-  communicator.all_reduce_max({failed, {DType::int64, {2}}});
+  communicator_.all_reduce_max({failed, {DType::int64, {2}}});
   watching_ = failed[0] == 0;
+  meeting_ = false;
   if (!watching_ && channel_->rank() == 0) {
     std::cerr << "the watchdog is off: heartbeats (UDP) between rank " << failed[1] << " on "
               << channel_->host(static_cast<int>(failed[1])) << " and rank 0 at " << channel_->address(0) << " or rank "
@@ -78,11 +78,20 @@ Watchdog::Watchdog(Communicator& communicator, Settings settings)
 
 Watchdog::~Watchdog() {
   if (thread_.joinable()) {
-    enter(Phase::left, step_);
-    stopping_ = true;
-    channel_->wake();
-    thread_.join();
+    end_thread();
   }
+}
+
+void Watchdog::end_thread() {
+  enter(Phase::left, step_);
+  stopping_ = true;
+  channel_->wake();
+  thread_.join();
+}
+
+std::optional<StopRequest> Watchdog::asked_to_stop() const {
+  const auto own = settings_.asked_to_stop ? settings_.asked_to_stop(median_) : std::nullopt;
+  return own ? own : unpack_stop(stop_heard_);
 }
 
 /// Rank 0 and the deputy must hear everybody, and everybody them.
@@ -92,17 +101,18 @@ bool Watchdog::come_through() const {
 }
 
 double Watchdog::limit_of(Phase phase) const {
-  const bool usual = (phase == Phase::step && steps_taken_ >= kFirstSteps) || (phase == Phase::evaluation && evaluations_ > 1);
-  return usual ? kShare * std::max(settings_.seconds, kStepsPromised * median_)
+  const bool usual =
+      (phase == Phase::step && steps_taken_ >= kFirstSteps) || (phase == Phase::evaluation && evaluated_ >= kFirstSteps);
+  return usual ? kShare * std::max(settings_.seconds, kStepsPromised * median_) - interval_
                : std::max(settings_.patience, settings_.seconds);
 }
 
 void Watchdog::enter(Phase phase, std::int64_t step) {
-  evaluations_ += phase == Phase::evaluation ? 1 : 0;
-  limit_ = limit_of(phase);
+  evaluated_ += phase == Phase::evaluation ? 1 : 0;
   step_ = step;
   phase_ = static_cast<std::int32_t>(phase);
   tick();
+  limit_ = limit_of(phase);  // last: whoever reads it before `ticks_` sees this rank get on with the new limit
 }
 
 void Watchdog::step_took(double seconds) {
@@ -146,7 +156,7 @@ void Watchdog::watch() {
     }
     if (now >= next) {
       publish(now);
-      next = now + (watching_ ? interval_ : std::min(interval_, 0.02));
+      next = now + (meeting_ ? std::min(interval_, 0.02) : interval_);
       if (watching_) {
         look(now);
       }
@@ -158,9 +168,8 @@ void Watchdog::watch() {
 }
 
 Heartbeat Watchdog::own_beat() {
-  if (const std::int64_t signal = stop_signal(); signal != 0) {
-    hear_stop(pack(StopRequest{channel_->rank(), signal}));
-  }
+  hear_stop(pack(asked_to_stop()));
+  const double limit = limit_;  // before `ticks_`
   const CollectiveProgress& progress = communicator_.progress();
   Heartbeat beat{.kind = Heartbeat::beat,
                  .rank = channel_->rank(),
@@ -168,7 +177,7 @@ Heartbeat Watchdog::own_beat() {
                  .waiting = progress.waiting() ? 1 : 0,
                  .step = step_,
                  .ticks = ticks_,
-                 .limit = limit_,
+                 .limit = limit,
                  .lanes = {}};
   for (std::size_t lane = 0; lane < beat.lanes.size(); ++lane) {
     beat.lanes[lane] = progress.position(static_cast<CollectiveProgress::Lane>(lane));
@@ -218,9 +227,9 @@ void Watchdog::take(const Heartbeat& message, double now) {
   }
 }
 
-/// Rank 0, or the deputy when rank 0 is silent.
+/// Rank 0, or the deputy when rank 0 is silent or has left.
 bool Watchdog::judges(double now) const {
-  return channel_->rank() == 0 || (channel_->rank() == channel_->deputy() && judge_->silent(0, now));
+  return channel_->rank() == 0 || (channel_->rank() == channel_->deputy() && (judge_->silent(0, now) || judge_->has_left(0)));
 }
 
 void Watchdog::look(double now) {
@@ -230,8 +239,10 @@ void Watchdog::look(double now) {
     }
   }
   const bool listens = channel_->rank() == 0 || channel_->rank() == channel_->deputy();
+  stepped_ = step_ == step_seen_ ? stepped_ : now;
+  step_seen_ = step_;
   // The others give the deputy the time to speak first.
-  if (!listens && now - last_answer_ > silence_ + 2 + 4 * interval_) {
+  if (!listens && now - last_answer_ > silence_ + kSecondsToSay + 4 * interval_ && now - stepped_ > kGettingOn * silence_) {
     end_job(concat("rank 0 on ", hosts_[0], " and rank ", channel_->deputy(), " on ",
                    hosts_[static_cast<std::size_t>(channel_->deputy())],
                    ", who watch over this job, give no sign of life; seen from rank ", channel_->rank(), " on ",
@@ -240,10 +251,7 @@ void Watchdog::look(double now) {
   }
 }
 
-void Watchdog::end_job(const std::string& text, const HangJudge::Finding* finding) const {
-  const std::string line = concat("\nattamba: error: the job hangs: ", text, ". It is ended with exit code ", kExitHangs,
-                                  "; run.watchdog_seconds sets when\n");
-  [[maybe_unused]] const ssize_t written = write(STDERR_FILENO, line.data(), line.size());
+void Watchdog::send_verdict() const {
   Heartbeat verdict;
   verdict.kind = Heartbeat::verdict;
   for (int i = 0; i < kVerdicts; ++i) {
@@ -254,6 +262,18 @@ void Watchdog::end_job(const std::string& text, const HangJudge::Finding* findin
     }
     std::this_thread::sleep_for(kVerdictPause);
   }
+}
+
+void Watchdog::end_job(const std::string& text, const HangJudge::Finding* finding) const {
+  std::thread([this] {
+    std::this_thread::sleep_for(std::chrono::seconds(kSecondsToSay));
+    send_verdict();
+    _exit(kExitHangs);
+  }).detach();
+  const std::string line = concat("\nattamba: error: the job hangs: ", text, ". It is ended with exit code ", kExitHangs,
+                                  "; run.watchdog_seconds sets when\n");
+  [[maybe_unused]] const ssize_t written = write(STDERR_FILENO, line.data(), line.size());
+  send_verdict();
   nlohmann::json event{{"event", "hang"}, {"step", step_.load()}, {"message", text}, {"seen_by", channel_->rank()}};
   if (finding != nullptr) {
     event.update({{"step", finding->step},

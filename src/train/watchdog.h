@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <deque>
 #include <filesystem>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -33,7 +34,11 @@ class Watchdog {
     double seconds = 10;           ///< a hang is named within these, or 5 median steps if that is longer; 0: no watchdog
     double patience = 600;         ///< for what takes longer: starting, first steps, data, loading and saving
     std::filesystem::path events;  ///< file that gets a line about a hang; its folder need not exist yet
+    /// Whether this rank was asked to stop, given the median step's seconds. Both threads call it.
+    std::function<std::optional<StopRequest>(double)> asked_to_stop;
   };
+  /// The first steps, and replays of an evaluation, choose algorithms and record programs.
+  static constexpr std::int64_t kFirstSteps = 3;
 
   /// All ranks call it. When heartbeats do not come through, all ranks go on without a watchdog and rank 0 says so.
   Watchdog(Communicator& communicator, Settings settings);
@@ -48,12 +53,15 @@ class Watchdog {
   void step_took(double seconds);
   double median_step() const { return median_; }
 
-  /// The first request to stop that any rank has spread by heartbeats; may be asked at any time.
-  std::optional<StopRequest> stop_heard() const { return unpack_stop(stop_heard_); }
+  /// The first request to stop that this rank knows of: its own, or another one's that came by heartbeats.
+  std::optional<StopRequest> asked_to_stop() const;
   /// " on node7", or nothing without a watchdog.
   std::string on_host(int rank) const;
 
  private:
+  /// All ranks wait until heartbeats come through, and agree on whether they do.
+  void meet();
+  void end_thread();
   void watch();
   void take(const Heartbeat& message, double now);
   Heartbeat own_beat();
@@ -61,13 +69,14 @@ class Watchdog {
   void look(double now);
   bool judges(double now) const;
   bool come_through() const;
+  void send_verdict() const;
   [[noreturn]] void end_job(const std::string& text, const HangJudge::Finding* finding) const;
   double limit_of(Phase phase) const;
   void hear_stop(std::int64_t packed);
 
   Communicator& communicator_;
   const Settings settings_;
-  const double silence_, interval_;
+  const double interval_, silence_;
   std::unique_ptr<HeartbeatChannel> channel_;
   std::vector<std::string> hosts_;
 
@@ -75,10 +84,10 @@ class Watchdog {
   std::atomic<std::int32_t> phase_ = static_cast<std::int32_t>(Phase::starting);
   std::atomic<std::int64_t> step_ = 0, ticks_ = 0;
   std::atomic<double> limit_;
-  std::atomic<bool> stopping_ = false, watching_ = false;
+  std::atomic<bool> stopping_ = false, meeting_ = true, watching_ = false;
   std::deque<double> steps_;
-  double median_ = 0;
-  std::int64_t steps_taken_ = 0, evaluations_ = 0;
+  std::atomic<double> median_ = 0;
+  std::int64_t steps_taken_ = 0, evaluated_ = 0;
 
   // Written by the watching thread.
   std::atomic<std::int64_t> stop_heard_ = 0;  ///< packed
@@ -86,7 +95,8 @@ class Watchdog {
   std::atomic<int> heard_ranks_ = 0;
   std::optional<HangJudge> judge_;
   std::vector<bool> heard_;
-  double last_answer_ = 0, woke_ = 0;
+  double last_answer_ = 0, woke_ = 0, stepped_ = 0;  ///< times
+  std::int64_t step_seen_ = 0;
   std::thread thread_;
 };
 

@@ -265,6 +265,24 @@ TEST_F(LoaderTest, StopsWhileWaiting) {
   }
 }
 
+TEST_F(LoaderTest, StoppingWaitsNoLongerThanAsked) {
+  std::atomic<bool> stuck = true;
+  Loader loader(
+      SampleSource(one()),
+      [&](std::uint64_t k) {
+        while (k == 2 && stuck) {  // like a file server that does not answer
+          std::this_thread::sleep_for(std::chrono::milliseconds(1));
+        }
+        return std::vector<std::uint64_t>{k};
+      },
+      4);
+  loader.next();
+  loader.next();
+  EXPECT_FALSE(loader.stop(0.02));
+  stuck = false;
+  EXPECT_TRUE(loader.stop(60));
+}
+
 TEST_F(LoaderTest, SourcesThatCannotBeMixedAreRefused) {
   LoaderConfig config;
   EXPECT_THAT(error_of<UsageError>([&] { SampleSource source(config); }), HasSubstr("no data set"));

@@ -64,6 +64,19 @@ TEST_F(BadStepsOfARun, BadStepsInARowLeadBackToACheckpointAndPastTheirSamples) {
   EXPECT_EQ(state_of("rollback", 12), state);
 }
 
+TEST_F(BadStepsOfARun, AStopBetweenBadStepsChangesNothing) {
+  const Keys more{{"train.steps", "12"}, {"checkpoint.every", "4"}, {"checkpoint.keep", "1"}};
+  const Outcome whole = shell(faulty("whole", 2, "nan 1 6-8", more));
+  ASSERT_EQ(whole.exit_code, 0) << whole.output;
+  const Outcome stopped = shell(faulty("parts", 2, "stop 1 6-7", more));
+  ASSERT_EQ(stopped.exit_code, 75) << stopped.output;
+  ASSERT_EQ(saved_step("parts"), 7);
+  const Outcome resumed = shell(faulty("parts", 2, "nan 1 1", more));
+  ASSERT_EQ(resumed.exit_code, 0) << resumed.output;
+  EXPECT_THAT(resumed.output, HasSubstr("steps 6 to 8 were skipped: going back to the checkpoint of step 4"));
+  EXPECT_EQ(state_of("parts", 12), state_of("whole", 12));
+}
+
 TEST_F(BadStepsOfARun, RollbacksThatDoNotHelpEndTheRunWithAdvice) {
   const Outcome outcome = shell(faulty("useless", 2, "nan 0 6-", {{"train.steps", "50"}, {"checkpoint.every", "4"}}));
   EXPECT_EQ(outcome.exit_code, 1) << outcome.output;

@@ -5,10 +5,12 @@
 // FAULT in the steps of STEPS ("3", "5-7", "5-", from 1, in the order in which the process computes them):
 //   nan    the rank's gradients are not numbers      spike  they are 10,000 times too large
 //   bit    the rank's sum differs in its last bits   skip   the rank leaves out one sum of gradients
+//   stop   as nan, and in the first of the steps the rank gets SIGUSR1, which all ranks know with the next one
 //   hang   the rank stops coming to collectives and computes for ever
 //   record no fault: it prints how many microseconds each rank has computed per micro-batch
 #include <unistd.h>
 
+#include <csignal>
 #include <cstdlib>
 #include <iostream>
 #include <limits>
@@ -99,12 +101,15 @@ class FaultyCommunicator final : public PassingOn {
     if (fault_.kind == "skip") {
       return std::make_unique<Nothing>();
     }
+    if (fault_.kind == "stop" && step_ == fault_.first) {
+      raise(SIGUSR1);
+    }
     const auto values = data.span<float>();
     if (fault_.kind == "bit") {
       return std::make_unique<ChangedSum>(PassingOn::start_all_reduce_sum(data), values.data());
     }
     for (float& value : values) {
-      value = fault_.kind == "nan" ? std::numeric_limits<float>::quiet_NaN() : value * 1e4f;
+      value = fault_.kind == "nan" || fault_.kind == "stop" ? std::numeric_limits<float>::quiet_NaN() : value * 1e4f;
     }
     return PassingOn::start_all_reduce_sum(data);
   }

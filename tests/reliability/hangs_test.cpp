@@ -13,7 +13,7 @@ class Hangs : public Reliability {};
 
 TEST_F(Hangs, AStoppedRankIsNamedAndTheJobEnds) {
   const bool full = std::getenv("ATTAMBA_TRIALS") != nullptr;
-  const double limit = full ? 10 : 3;
+  const double limit = full ? 10 : 6;
   std::vector<double> seconds;
   for (int trial = 0; trial < trials(3); ++trial) {
     const int stopped = trial % 3;

@@ -36,10 +36,10 @@ class Signals : public Reliability {
     return {monotonic_seconds() - began, code};
   }
   /// What a stopped run leaves: the step that it names is the newest checkpoint, and the same command goes on from there.
-  static void expect_stopped_well(const std::string& name, const std::string& output) {
+  static void expect_stopped_well(const std::string& name, const std::string& output, bool may_have_started = true) {
     const std::size_t at = output.rfind("stopped after step ");
     if (at == std::string::npos) {
-      EXPECT_THAT(output, HasSubstr("stopped while starting"));
+      EXPECT_THAT(output, HasSubstr(may_have_started ? "stopped after step" : "stopped while starting"));
       return;
     }
     std::string number = output.substr(at + 19, output.find(';', at) - at - 19);
@@ -79,7 +79,7 @@ TEST_F(Signals, EndEveryRunWithItsStateSavedWhateverItIsDoing) {
     if (to == To::one_rank) {
       EXPECT_THAT(job.output(), HasSubstr(concat("rank ", one, " got ", signal_name)));
     }
-    expect_stopped_well(name, job.output());
+    expect_stopped_well(name, job.output(), phase != "starting");
     seconds.push_back(took);
     if (code != kStopped) {
       return;
@@ -109,28 +109,51 @@ TEST_F(Signals, ToMpirunReachTheRanks) {
 }
 
 TEST_F(Signals, EndAWaitForDataThatDoesNotCome) {
+  enum class Told { the_rank_that_waits, the_other_one, nobody_but_the_clock };
   for (const int waiting : {0, 1}) {
-    for (const bool told : {true, false}) {  // the rank that waits, or the other one
-      const std::string name = concat("data", waiting, told);
+    for (const Told told : {Told::the_rank_that_waits, Told::the_other_one, Told::nobody_but_the_clock}) {
+      const std::string name = concat("data", waiting, static_cast<int>(told));
       const fs::path marker = folder_ / (name + ".slow");
-      Job job(training(name, 2, {},
+      const bool clock = told == Told::nobody_but_the_clock;
+      Job job(training(name, 2, clock ? Keys{{"run.time_limit", "20"}, {"run.stop_before_seconds", "10"}} : Keys{},
                        concat("SLOW_READS_RANK=", waiting, " SLOW_READS_WHILE=", marker.string(),
                               " LD_PRELOAD=", ATTAMBA_SLOW_READS)),
               folder_ / (name + ".log"), 2);
       ASSERT_TRUE(job.wait_until([&] { return steps_logged(name) >= 2; })) << job.output();
       std::ofstream(marker) << "slow";
-      std::this_thread::sleep_for(std::chrono::milliseconds(700));  // what was read ahead is used up
-      const std::int64_t before = steps_logged(name);
-      std::this_thread::sleep_for(std::chrono::milliseconds(300));
-      ASSERT_EQ(steps_logged(name), before) << "it does not wait";
-      const auto [took, code] = stop(job, SIGTERM, To::one_rank, 2, told ? waiting : 1 - waiting);
-      EXPECT_EQ(code, kStopped) << job.output();
-      EXPECT_THAT(job.output(), HasSubstr("got SIGTERM"));
+      std::int64_t before = 0;
+      do {  // what was read ahead is used up
+        before = steps_logged(name);
+        std::this_thread::sleep_for(std::chrono::seconds(1));
+      } while (steps_logged(name) != before);
+      if (clock) {
+        EXPECT_EQ(job.exit_code(20), kStopped) << job.output();
+        EXPECT_THAT(job.output(), HasSubstr("time is nearly over"));
+      } else {
+        const auto [took, code] =
+            stop(job, SIGTERM, To::one_rank, 2, told == Told::the_rank_that_waits ? waiting : 1 - waiting);
+        EXPECT_EQ(code, kStopped) << job.output();
+        EXPECT_THAT(job.output(), HasSubstr("got SIGTERM"));
+        std::cout << "waiting for data: exit after " << took << " s\n";
+      }
       EXPECT_EQ(saved_step(name), before) << "the step that never got its data does not count";
-      std::cout << "waiting for data: exit after " << took << " s\n";
       fs::remove(marker);
     }
   }
+}
+
+TEST_F(Signals, EndARunWhoseNextDataCannotBeRead) {
+  const fs::path marker = folder_ / "ahead.slow";
+  Job job(training("ahead", 2, {},
+                   concat("SLOW_READS_RANK=1 SLOW_READS_WHILE=", marker.string(), " LD_PRELOAD=", ATTAMBA_SLOW_READS)),
+          folder_ / "ahead.log", 2);
+  ASSERT_TRUE(job.wait_until([&] { return steps_logged("ahead") >= 2; })) << job.output();
+  std::ofstream(marker) << "slow";  // the thread that reads ahead is stuck, and there are batches left
+  const auto [took, code] = stop(job, SIGTERM, To::one_rank, 2, 0);
+  EXPECT_EQ(code, kStopped) << job.output();
+  expect_stopped_well("ahead", job.output());
+  std::cout << "reading ahead: exit after " << took << " s\n";
+  fs::remove(marker);
 }
 
 TEST_F(Signals, ASecondInterruptKillsAsUsual) {

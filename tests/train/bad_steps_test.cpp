@@ -48,8 +48,15 @@ TEST(BadSteps, AResumedRunHasTheLimitOfAnUninterruptedOne) {
   for (int i = 0; i < 100; ++i) {
     whole.judge(good(0.1 + random.uniform()));
   }
-  resumed.restore(whole.norms());
+  whole.rolled_back({});
+  whole.judge(good(1));
+  whole.judge(bad());
+  TrainingState state;
+  whole.store(state);
+  resumed.restore(state);
   EXPECT_EQ(resumed.norm_limit(), whole.norm_limit());
+  EXPECT_EQ(resumed.skipped_in_a_row(), 1);
+  EXPECT_EQ(resumed.rollbacks(), 1);
 }
 
 TEST(BadSteps, SkipsInARowCallForARollbackAndRollbacksEnd) {
@@ -62,7 +69,7 @@ TEST(BadSteps, SkipsInARowCallForARollbackAndRollbacksEnd) {
     EXPECT_EQ(steps.judge(bad()), BadSteps::Verdict::skipped);
     EXPECT_EQ(steps.judge(bad()), BadSteps::Verdict::skipped);
     EXPECT_EQ(steps.judge(bad()), BadSteps::Verdict::roll_back);
-    steps.rolled_back({1, 2});
+    steps.rolled_back(TrainingState());
     EXPECT_EQ(steps.skipped_in_a_row(), 0);
   }
   EXPECT_FALSE(steps.may_roll_back());
@@ -93,6 +100,18 @@ TEST(BadSteps, ARankThatCameToAnotherResultIsNamed) {
   news[2].fingerprint = fingerprint(good(1.0000001));
   EXPECT_THAT([&] { require_agreement(news, 8); },
               testing::ThrowsMessage<Error>(testing::AllOf(testing::HasSubstr("step 8"), testing::HasSubstr("of rank 2 "))));
+}
+
+TEST(BadSteps, NobodyIsAccusedWhereHalfOfTheRanksDiffer) {
+  for (const double other : {0.5, 2.0}) {  // whichever fingerprint is the larger number
+    std::vector<RankNews> news(4);
+    for (std::size_t rank = 0; rank < news.size(); ++rank) {
+      news[rank].fingerprint = fingerprint(good(rank % 2 == 0 ? 1 : other));
+    }
+    EXPECT_THAT([&] { require_agreement(news, 8); },
+                testing::ThrowsMessage<Error>(testing::AllOf(testing::HasSubstr("0, 2"), testing::HasSubstr("1, 3"),
+                                                             testing::HasSubstr("cannot be told"))));
+  }
 }
 
 }  // namespace

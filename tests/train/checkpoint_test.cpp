@@ -37,6 +37,8 @@ TEST_F(Checkpoints, ComeBackWithEverythingThatWasSaved) {
   state.validation_loss = 0.1 + 0.2;
   state.passed_over = 3;
   state.norms = {1.0 / 3, 2e-300};
+  state.skipped_in_a_row = 2;
+  state.rollbacks = 1;
   save_checkpoint(folder_, state, whole_slices(saved.tensors()), alone_);
   const auto newest = newest_checkpoint(folder_, alone_);
   ASSERT_TRUE(newest.has_value());
@@ -48,6 +50,8 @@ TEST_F(Checkpoints, ComeBackWithEverythingThatWasSaved) {
   EXPECT_EQ(found.seconds, 1.5);
   EXPECT_EQ(found.passed_over, 3);
   EXPECT_EQ(found.norms, state.norms);
+  EXPECT_EQ(found.skipped_in_a_row, 2);
+  EXPECT_EQ(found.rollbacks, 1);
   EXPECT_EQ(found.data_fingerprint, "abc");
   EXPECT_EQ(found.configuration, state.configuration);
   EXPECT_EQ(found.validation_loss, state.validation_loss);
@@ -326,6 +330,39 @@ TEST_F(Retained, TheNewestEveryNthAndTheBestStay) {
   EXPECT_EQ(left(), (std::vector<std::int64_t>{9, 8, 4}));
   remove_old_checkpoints(folder_, {.keep = 1});
   EXPECT_EQ(left(), (std::vector<std::int64_t>{9}));
+}
+
+TEST_F(Retained, AStateToGoBackToStaysAndIsFoundBehindBadSteps) {
+  SomeState state(1);
+  const auto newest_good = [&] { return newest_checkpoint(folder_, alone_, true); };
+  const auto save_after = [&](std::int64_t step, std::int64_t bad_steps) {
+    TrainingState at = at_step(step);
+    at.skipped_in_a_row = bad_steps;
+    save_checkpoint(folder_, at, whole_slices(state.tensors()), alone_);
+  };
+  save_after(7, 2);
+  EXPECT_FALSE(newest_good().has_value());
+  save_after(3, 0);
+  save_after(4, 0);
+  save_after(8, 3);
+  remove_old_checkpoints(folder_, {.keep = 1});
+  EXPECT_EQ(left(), (std::vector<std::int64_t>{8, 4}));
+  EXPECT_EQ(newest(), 8);
+  ASSERT_TRUE(newest_good().has_value());
+  EXPECT_EQ(newest_good()->manifest.state.step, 4);
+  remove_later_checkpoints(folder_, 4);
+  EXPECT_EQ(newest(), 4);
+}
+
+TEST_F(Retained, AValidationLossCanBeAddedAndNothingElseChanges) {
+  SomeState state(1);
+  save(5, state);
+  const CheckpointManifest before = open_checkpoint(path(5)).manifest;
+  note_validation_loss(path(5), 2.25);
+  CheckpointManifest after = checked_checkpoint(path(5), alone_).manifest;
+  EXPECT_EQ(after.state.validation_loss, 2.25);
+  after.state.validation_loss.reset();
+  EXPECT_EQ(to_text(after), to_text(before));
 }
 
 TEST_F(Retained, DamagedOnesDoNotCountSoTheLastGoodOneStays) {

@@ -108,6 +108,21 @@ TEST(Hang, AStoppedRankIsNamedWithTheCollectiveThatWaitsForIt) {
                              HasSubstr("collective number 1 (start_all_reduce_sum of 4096 bytes of float32, background)")));
 }
 
+TEST(Hang, LostHeartbeatsOfAJobThatGetsOnAreNoHang) {
+  Job job(3);
+  for (int step = 0; step < 20; ++step) {
+    for (int r = 0; r < 3; ++r) {
+      ++job.rank(r).step;
+    }
+    ASSERT_FALSE(job.pass(2, {2})) << "ranks 0 and 1 could not step without rank 2";
+  }
+  const double began = job.now;
+  const auto finding = job.pass(60, {2});
+  ASSERT_TRUE(finding) << "nobody steps any more";
+  EXPECT_LE(job.now - began, 10);
+  EXPECT_THAT(finding->ranks, ElementsAre(2));
+}
+
 TEST(Hang, AllRanksOfADeadHostAreNamed) {
   Job job(6);
   ASSERT_FALSE(job.pass(5));

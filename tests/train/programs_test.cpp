@@ -307,12 +307,12 @@ TEST(Steps, ANormAboveTheLimitAndASpoiledStepSkipTheUpdate) {
     EXPECT_GT(norm, 1e-9);
     EXPECT_EQ(rank.all_weights(), untouched.all_weights());
     rank.write(0, 2);
-    rank.programs.spoil_step();
-    const StepResult spoiled = rank.programs.finish_step(1e-3, 0, false, {.stop = 7, .abandoned = 1});
-    EXPECT_TRUE(spoiled.skipped);
-    ASSERT_EQ(spoiled.news.size(), 1u);
-    EXPECT_EQ(spoiled.news[0].stop, 7);
-    EXPECT_EQ(spoiled.news[0].abandoned, 1);
+    rank.programs.poison_step();
+    const StepResult poisoned = rank.programs.finish_step(1e-3, 0, false, {.stop = 7, .abandoned = 1});
+    EXPECT_TRUE(poisoned.skipped);
+    ASSERT_EQ(poisoned.news.size(), 1u);
+    EXPECT_EQ(poisoned.news[0].stop, 7);
+    EXPECT_EQ(poisoned.news[0].abandoned, 1);
     EXPECT_EQ(rank.all_weights(), untouched.all_weights());
     rank.write(0, 2);
     const StepResult within = rank.programs.finish_step(1e-3, 0, false, {}, norm);

@@ -254,6 +254,8 @@ TEST(StepTime, DividingWithinNodesSparesTheNetworkBetweenThem) {
   EXPECT_LT(node.communication, all.communication / 2);
   request.ranks = 12;
   EXPECT_THAT(error_of([&] { plan_run(request); }), HasSubstr("whole nodes"));
+  request.config.train.zero = 0;  // nothing is divided, so nothing is wrong; other stages are not on offer
+  EXPECT_EQ(plan_run(request).stages.size(), 1u);
 }
 
 TEST(RunPlan, TokensDecideTheStepsWhenTheyAreGiven) {

@@ -11,6 +11,7 @@
 
 #include "src/core/error.h"
 #include "tests/core/temporary_folder.h"
+#include "tests/launch/mpirun.h"
 #include "tests/launch/shell.h"
 #include "tests/launch/small_data.h"
 
@@ -52,12 +53,7 @@ class Training : public testing::Test {
   /// What a shell runs to train into a folder of that name on `ranks` ranks of one thread.
   static std::string command_of(const std::string& name, int ranks, const std::string& more = "",
                                 const std::string& environment = "") {
-    const std::string one = concat("env OMP_NUM_THREADS=1 ", environment, ' ', ATTAMBA_PROGRAM);
-    const std::string many = concat(
-        "env OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive OMPI_ALLOW_RUN_AS_ROOT=1 "
-        "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMPI_MCA_rmaps_base_oversubscribe=1 mpirun --bind-to none -np ",
-        ranks, " " ATTAMBA_PROGRAM);
-    return (ranks == 1 ? one : many) + arguments(name, more);
+    return on_ranks(ranks, ATTAMBA_PROGRAM, environment) + arguments(name, more);
   }
   static Outcome train(const std::string& name, int ranks, const std::string& more = "", const std::string& environment = "") {
     return shell(command_of(name, ranks, more, environment));

@@ -21,6 +21,7 @@
 #include "src/core/clock.h"
 #include "src/core/error.h"
 #include "tests/core/temporary_folder.h"
+#include "tests/launch/mpirun.h"
 #include "tests/launch/shell.h"
 #include "tests/launch/small_data.h"
 
@@ -172,11 +173,8 @@ class Reliability : public testing::Test {
     }
     return all;
   }
-  static std::string launcher(int ranks, const std::string& environment = "") {
-    return concat("env ", environment, ranks == 1 ? std::string() : concat(" mpirun --bind-to none -np ", ranks), ' ');
-  }
   static std::string training(const std::string& name, int ranks, const Keys& more = {}, const std::string& environment = "") {
-    std::string command = launcher(ranks, environment) + ATTAMBA_PROGRAM + " train";
+    std::string command = on_ranks(ranks, ATTAMBA_PROGRAM " train", environment);
     for (const auto& [key, value] : keys(name, more)) {
       command += concat(" --", key, ' ', value);
     }
@@ -184,7 +182,7 @@ class Reliability : public testing::Test {
   }
   /// With a fault: "nan 1 5-7".
   static std::string faulty(const std::string& name, int ranks, const std::string& fault, const Keys& more = {}) {
-    std::string command = launcher(ranks) + ATTAMBA_FAULTY_TRAINING + " " + fault;
+    std::string command = on_ranks(ranks, ATTAMBA_FAULTY_TRAINING " " + fault);
     for (const auto& [key, value] : keys(name, more)) {
       command += concat(' ', key, '=', value);
     }

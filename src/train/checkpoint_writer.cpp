@@ -156,6 +156,10 @@ void CheckpointWriter::finish() {
   if (in_flight_) {
     reporting([&] { commit(); });
   }
+  wait_for_cleaning();
+}
+
+void CheckpointWriter::wait_for_cleaning() const {
   if (cleaning_.valid()) {
     cleaning_.wait();
   }
@@ -180,7 +184,7 @@ void CheckpointWriter::save_now(const TrainingState& state, const std::vector<St
     const bool on_host = slices.empty() || slices.front().values.device == Device::cpu;
     begin(state, slices, !on_host);
     commit();
-    cleaning_.wait();
+    wait_for_cleaning();
   }
 }
 

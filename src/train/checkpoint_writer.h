@@ -68,6 +68,7 @@ class CheckpointWriter {
   void begin(const TrainingState& state, const std::vector<StateSlice>& slices, bool from_copy);
   /// Waits for the save in flight and commits it.
   void commit();
+  void wait_for_cleaning() const;
   /// Runs `body`; when the save fails, says so.
   template <class Body>
   void reporting(const Body& body);
@@ -81,7 +82,7 @@ class CheckpointWriter {
   std::size_t snapshot_bytes_ = 0;
   PinnedMemory snapshot_;
   std::optional<InFlight> in_flight_;  ///< the same step on all ranks
-  std::future<void> cleaning_;
+  std::future<void> cleaning_;         ///< on rank 0
   std::int64_t saved_step_ = -1;
   double stall_seconds_ = 0, save_seconds_ = 0;
 };

@@ -273,7 +273,6 @@ void Watchdog::end_job(const std::string& text, const HangJudge::Finding* findin
   const std::string line = concat("\nattamba: error: the job hangs: ", text, ". It is ended with exit code ", kExitHangs,
                                   "; run.watchdog_seconds sets when\n");
   [[maybe_unused]] const ssize_t written = write(STDERR_FILENO, line.data(), line.size());
-  send_verdict();
   nlohmann::json event{{"event", "hang"}, {"step", step_.load()}, {"message", text}, {"seen_by", channel_->rank()}};
   if (finding != nullptr) {
     event.update({{"step", finding->step},
@@ -291,6 +290,7 @@ void Watchdog::end_job(const std::string& text, const HangJudge::Finding* findin
   if (std::filesystem::exists(settings_.events.parent_path() / kConfigFile, ignored)) {  // the run's folder is there already
     append_event(settings_.events, event);
   }
+  send_verdict();  // last: when ranks leave, a launcher kills the others
   _exit(kExitHangs);
 }
 

@@ -28,9 +28,9 @@ TEST(BadSteps, NormsAreLimitedByTheMedianOfTheLastGoodSteps) {
     EXPECT_EQ(steps.norm_limit(), 0) << "the median of " << i << " norms means nothing yet";
     steps.judge(good(i % 2 == 0 ? 1 : 3));
   }
-  EXPECT_EQ(steps.norm_limit(), 30);
+  EXPECT_EQ(steps.norm_limit(), 20);
   steps.judge(bad(1e9));
-  EXPECT_EQ(steps.norm_limit(), 30) << "a skipped step's norm is none of the usual ones";
+  EXPECT_EQ(steps.norm_limit(), 20) << "a skipped step's norm is none of the usual ones";
   for (std::size_t i = 0; i < BadSteps::kWindow; ++i) {
     steps.judge(good(0.5));
   }

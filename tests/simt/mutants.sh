@@ -2,7 +2,7 @@
 # Proves the emulator and its tests: plants one mistake at a time in a copy of a kernel, and expects its tests to fail.
 #
 #   tests/simt/mutants.sh [--build FOLDER] [PATTERN]   mutants whose names match, a regular expression; without one all
-#   tests/simt/mutants.sh --apply                      only whether every mutant of the list still applies, in a second
+#   tests/simt/mutants.sh --apply                      only whether every mutant of the list still applies, and its tests exist
 #
 # mutants.txt lists the mistakes and says how to add one. Needs an up-to-date test_simt (build/release, or --build): of a mutant
 # only the named sources are compiled, into a temporary folder, and linked in front of the build's own. The checkout and the
@@ -69,6 +69,11 @@ for i in "${!names[@]}"; do
   fi
 done
 ((stale == 0)) || fail "$stale of ${#names[@]} mutants do not apply: mend tests/simt/mutants.txt"
+if [[ -x $build/tests/simt/test_simt ]]; then
+  while read -r filter; do
+    "$build/tests/simt/test_simt" --gtest_filter="$filter" --gtest_list_tests | grep -q '^  ' || fail "no test is called $filter"
+  done < <(printf '%s\n' "${filters[@]}" | tr ':' '\n' | sort -u)
+fi
 if $apply_only; then
   echo "all ${#names[@]} mutants apply"
   exit 0
@@ -102,7 +107,6 @@ declare -A sound
 expect_sound() {
   [[ -z ${sound[$1]:-} ]] || return 0
   run_tests "$build/$program" "$1" || fail "tests fail without any mistake: $(tail -n 20 "$work/output")"
-  ! grep -q '^\[  PASSED  \] 0 tests' "$work/output" || fail "no test is called $1"
   sound[$1]=yes
 }
 

@@ -1,3 +1,4 @@
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -286,6 +287,22 @@ TEST_P(Vocabulary, LargeLogitsDoNotOverflow) {
   const DeviceTensor weight(dtype(), {4, 1}, std::vector<double>{1, -1, 0.5, 0.25});
   EXPECT_EQ(loss_of(hidden, weight, tokens_of({0}), 1).losses.values()[0], 0);
   EXPECT_EQ(loss_of(hidden, weight, tokens_of({1}), 1).losses.values()[0], 2000);
+}
+
+TEST_P(Vocabulary, ALargeLogitDoesNotOverflowWhicheverThreadHasIt) {
+  const std::int64_t tokens = 32, vocabulary = 4096, apart = vocabulary / tokens;
+  std::vector<double> hidden(static_cast<std::size_t>(tokens * tokens)), weight(static_cast<std::size_t>(vocabulary * tokens));
+  std::vector<double> largest, others;
+  for (std::int64_t t = 0; t < tokens; ++t) {
+    const std::int64_t place = t * apart + t;
+    hidden[static_cast<std::size_t>(t * tokens + t)] = 1000;
+    weight[static_cast<std::size_t>(place * tokens + t)] = 1;
+    largest.push_back(static_cast<double>(place));
+    others.push_back(static_cast<double>(place + 1));
+  }
+  const DeviceTensor h(dtype(), {tokens, tokens}, hidden), w(dtype(), {vocabulary, tokens}, weight);
+  EXPECT_THAT(loss_of(h, w, tokens_of(largest), 1).losses.values(), testing::Each(0));
+  EXPECT_THAT(loss_of(h, w, tokens_of(others), 1).losses.values(), testing::Each(1000));
 }
 
 TEST_P(Vocabulary, TheLossDoesNotDependOnTheOrderOfBlocks) {

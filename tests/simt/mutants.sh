@@ -55,6 +55,7 @@ while IFS= read -r line; do
   done
   fields+=("$line")
   ((${#fields[@]} == 5)) || fail "${fields[0]} has ${#fields[@]} fields, not 5"
+  [[ ${fields[1]} == *.cu* ]] || fail "${fields[0]}: no source is compiled with ${fields[1]}"
   names+=("${fields[0]}") files+=("${fields[1]}") olds+=("${fields[2]}") news+=("${fields[3]}") filters+=("${fields[4]}")
 done < "$list"
 [[ -z $(printf '%s\n' "${names[@]}" | sort | uniq -d) ]] || fail "two mutants of one name: $(printf '%s\n' "${names[@]}" | sort | uniq -d)"
@@ -71,7 +72,7 @@ done
 ((stale == 0)) || fail "$stale of ${#names[@]} mutants do not apply: mend tests/simt/mutants.txt"
 if [[ -x $build/tests/simt/test_simt ]]; then
   while read -r filter; do
-    "$build/tests/simt/test_simt" --gtest_filter="$filter" --gtest_list_tests | grep -q '^  ' || fail "no test is called $filter"
+    [[ $("$build/tests/simt/test_simt" --gtest_filter="$filter" --gtest_list_tests) == *$'\n  '* ]] || fail "no test is called $filter"
   done < <(printf '%s\n' "${filters[@]}" | tr ':' '\n' | sort -u)
 fi
 if $apply_only; then

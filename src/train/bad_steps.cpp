@@ -71,12 +71,11 @@ void require_agreement(std::span<const RankNews> news, std::int64_t step) {
   if (groups.size() <= 1) {
     return;
   }
-  std::size_t largest = 0, of_that_size = 0;
+  std::size_t largest = 0;
   for (const auto& [fingerprint, ranks] : groups) {
-    of_that_size = ranks.size() > largest ? 1 : of_that_size + (ranks.size() == largest ? 1 : 0);
     largest = std::max(largest, ranks.size());
   }
-  const bool told_apart = of_that_size == 1;  // most ranks agree, so the others are wrong
+  const bool told_apart = 2 * largest > news.size();  // most ranks agree, so the others are wrong
   std::string text;
   for (const auto& [fingerprint, ranks] : groups) {
     if (told_apart && ranks.size() == largest) {
@@ -87,10 +86,11 @@ void require_agreement(std::span<const RankNews> news, std::int64_t step) {
       text += concat(i == 0 ? "" : ", ", ranks[i]);
     }
   }
-  throw Error(concat("ranks came to different results of step ", step, ": loss or gradient norm of rank ", text,
-                     told_apart ? " is not that of most ranks" : " differ, and it cannot be told which is right",
-                     ", bit for bit; a host's memory or processor may be faulty. Run the same command again, ",
-                     told_apart ? "without that host if it comes back" : "on other hosts if it comes back"));
+  throw Error(concat(
+      "ranks came to different results of step ", step, ": loss or gradient norm of rank ", text,
+      told_apart ? " is not that of most ranks, bit for bit" : " differ bit for bit, and it cannot be told which is right",
+      "; a host's memory or processor may be faulty. Run the same command again, ",
+      told_apart ? "without that host if it comes back" : "on other hosts if it comes back"));
 }
 
 }  // namespace attamba

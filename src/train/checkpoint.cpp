@@ -118,6 +118,22 @@ bool looks_whole(const Checkpoint& checkpoint) {
   });
 }
 
+/// Those with a good manifest and all of their files, newest first.
+std::vector<Checkpoint> whole_checkpoints(const fs::path& folder) {
+  std::vector<Checkpoint> whole;
+  for (const auto& [step, path] : list_checkpoints(folder)) {
+    try {
+      Checkpoint checkpoint = open_checkpoint(path);
+      if (looks_whole(checkpoint)) {
+        whole.push_back(std::move(checkpoint));
+      }
+    } catch (const std::exception&) {
+      continue;  // cannot be read, now or ever: not for a program to judge
+    }
+  }
+  return whole;
+}
+
 }  // namespace
 
 fs::path checkpoint_path(const fs::path& folder, std::int64_t step) {
@@ -280,17 +296,7 @@ void remove_old_checkpoints(const fs::path& folder, const Retention& retention) 
   if (retention.keep <= 0) {
     return;
   }
-  std::vector<Checkpoint> whole;  // newest first
-  for (const auto& [step, path] : list_checkpoints(folder)) {
-    try {
-      Checkpoint checkpoint = open_checkpoint(path);
-      if (looks_whole(checkpoint)) {
-        whole.push_back(std::move(checkpoint));
-      }
-    } catch (const std::exception&) {
-      continue;  // cannot be read, now or ever: not for a program to judge
-    }
-  }
+  const std::vector<Checkpoint> whole = whole_checkpoints(folder);
   std::set<fs::path> kept;
   const Checkpoint* best = nullptr;
   bool can_go_back = false;
@@ -316,10 +322,14 @@ void remove_old_checkpoints(const fs::path& folder, const Retention& retention) 
   }
 }
 
-void remove_later_checkpoints(const fs::path& folder, std::int64_t step) {
-  for (const auto& [later, path] : list_checkpoints(folder)) {
-    if (later > step) {
-      fs::remove_all(path);
+void remove_bad_checkpoints(const fs::path& folder, std::int64_t step) {
+  for (const Checkpoint& checkpoint : whole_checkpoints(folder)) {
+    const TrainingState& state = checkpoint.manifest.state;
+    if (state.step > step && state.skipped_in_a_row > 0) {
+      const fs::path abandoned =
+          concat(checkpoint.folder.string(), kAttempt, "abandoned");  // what is left of it, a save removes
+      fs::rename(checkpoint.folder, abandoned);
+      fs::remove_all(abandoned);
     }
   }
 }

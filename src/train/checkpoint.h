@@ -87,8 +87,8 @@ struct Retention {
 /// Removes the others. Only checkpoints with a good manifest and all of their files are counted or removed, so the last good
 /// one always stays, and so does what is damaged, and the newest one that does not end with bad steps.
 void remove_old_checkpoints(const std::filesystem::path& folder, const Retention& retention);
-/// Removes those of later steps than `step`: what the run has gone back from.
-void remove_later_checkpoints(const std::filesystem::path& folder, std::int64_t step);
+/// Removes those of later steps than `step` that end with bad steps: what a run has gone back from.
+void remove_bad_checkpoints(const std::filesystem::path& folder, std::int64_t step);
 /// Writes the manifest of a checkpoint again, with this validation loss.
 void note_validation_loss(const std::filesystem::path& folder, double loss);
 

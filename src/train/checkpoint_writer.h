@@ -48,6 +48,8 @@ class CheckpointWriter {
   void evaluated(const TrainingState& state);
   /// Says that this step was loaded from the folder, so that it need not be saved again.
   void loaded(std::int64_t step) { saved_step_ = step; }
+  /// Says that the state is not that of its step's checkpoint any more, so that it has to be saved again.
+  void changed() { saved_step_ = -1; }
 
   std::int64_t saved_step() const { return saved_step_; }
   /// Seconds in which training stood still for saving, since this object was made.

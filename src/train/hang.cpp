@@ -86,26 +86,29 @@ std::optional<HangJudge::Finding> HangJudge::judge(double now) const {
     return blame(std::move(silent_ranks), "no sign of life", seconds);
   }
   double shortest = -1;
+  bool recent = false, patient = false;  // of those that wait
   for (int r = 0; r < static_cast<int>(ranks_.size()); ++r) {
     const Seen& seen = ranks_[static_cast<std::size_t>(r)];
     const double quiet = now - seen.moved;
     if (seen.left()) {
       gone.push_back(r);
-    } else if (quiet <= seen.beat.limit) {
-      return std::nullopt;  // gets on, or may take its time; whoever waits for it does so rightly
-    } else if (seen.beat.waiting == 0) {
-      still.push_back(r);
-      seconds = std::max(seconds, quiet);
-    } else {
+    } else if (seen.beat.waiting != 0) {
       ++waiting;
       shortest = shortest < 0 ? quiet : std::min(shortest, quiet);
+      recent = recent || quiet <= silence_;
+      patient = patient || quiet <= seen.beat.limit;
+    } else if (quiet <= seen.beat.limit) {
+      return std::nullopt;  // gets on, or may take its time; whoever waits for it does so rightly
+    } else {
+      still.push_back(r);
+      seconds = std::max(seconds, quiet);
     }
   }
   if (!still.empty()) {
-    return blame(std::move(still), "does not get on", seconds);
+    return recent ? std::nullopt : std::optional(blame(std::move(still), "does not get on", seconds));
   }
-  if (waiting == 0) {
-    return std::nullopt;  // all have left
+  if (waiting == 0 || patient) {
+    return std::nullopt;  // all have left, or one may wait longer
   }
   if (!gone.empty()) {
     return blame(std::move(gone), "has left, while others wait for it", shortest);
@@ -161,7 +164,7 @@ HangJudge::Finding HangJudge::blame(std::vector<int> ranks, std::string what, do
 std::string describe(const HangJudge::Finding& finding, const std::vector<std::string>& hosts) {
   std::string text;
   if (finding.ranks.empty()) {
-    text = concat("all ranks are in the same collective, and it does not get on");
+    text = "all ranks wait for each other, and nobody gets on";
   } else {
     constexpr std::size_t kNamed = 16;
     for (std::size_t i = 0; i < std::min(finding.ranks.size(), kNamed); ++i) {

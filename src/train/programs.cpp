@@ -216,6 +216,7 @@ void ModelPrograms::discard_gradients() {
 
 double ModelPrograms::evaluate() {
   run(ProgramKind::evaluate);
+  const CollectiveProgress::Waiting waiting(runs_together(ProgramKind::evaluate) ? &communicator_.progress() : nullptr);
   return take_loss(storage_, kEvaluationLeaf, 1.0);
 }
 

@@ -170,6 +170,8 @@ void Trainer::resume() {
   state_.configuration = to_toml(config_);
   bad_steps_.restore(state_);
   rolled_back_to_ = state_.step;
+  const std::int64_t every = config_.checkpoint.every, last_good = state_.step - state_.skipped_in_a_row;
+  save_due_ = every > 0 && state_.step / every > last_good / every;  // between bad steps none was made
 }
 
 bool Trainer::load_newest_checkpoint(bool to_go_back_to) {
@@ -365,7 +367,8 @@ StepResult Trainer::step() {
 }
 
 void Trainer::after_step(const StepResult& result) {
-  require_agreement(result.news, state_.step);
+  require_agreement(result.news, fingerprinted_step_);
+  fingerprinted_step_ = state_.step + 1;  // is told with the next step
   const double seconds = monotonic_seconds() - step_began_;
   watchdog_->step_took(seconds);
   ++state_.step;
@@ -389,9 +392,7 @@ void Trainer::after_step(const StepResult& result) {
   }
   watchdog_->enter(Phase::saving, state_.step);
   checkpoints_->poll();
-  if (checkpoints_->saved_step() > rolled_back_to_) {
-    bad_steps_.recovered();
-  }
+  note_recovery();
   save_due_ = save_due_ || due(config_.checkpoint.every);
   // A bad step's checkpoint would be no place to go back to; the last step, and one to stop at, are saved by `run`.
   if (save_due_ && bad_steps_.skipped_in_a_row() == 0 && !stop_ && state_.step < config_.train.steps) {
@@ -404,6 +405,22 @@ void Trainer::after_step(const StepResult& result) {
   save_seconds_ = checkpoints_->save_seconds();
 }
 
+/// A checkpoint after good steps is on the disk: earlier rollbacks do not count any more.
+void Trainer::note_recovery() {
+  if (checkpoints_->saved_step() > rolled_back_to_) {
+    bad_steps_.recovered();
+  }
+}
+
+/// Checkpoints that end with bad steps behind the one that the run goes back to.
+void Trainer::remove_abandoned() {
+  try {
+    remove_bad_checkpoints(folder() / kCheckpointFolder, state_.step);
+  } catch (const std::exception& error) {
+    say(concat("a checkpoint that ends with bad steps could not be removed: ", error.what()));
+  }
+}
+
 /// Back to the newest checkpoint, and on with the samples after those of the step that was last: all in between are left out.
 void Trainer::roll_back(const StepResult& result) {
   const std::int64_t from = state_.step, passed_over = state_.passed_over;
@@ -413,14 +430,18 @@ void Trainer::roll_back(const StepResult& result) {
   const std::string advice =
       "; lower optim.lr, raise train.spike_factor if such norms are right, or run again with --train.debug true to see which "
       "operation makes a number that is not finite";
-  require(bad_steps_.may_roll_back(), what, " after ", bad_steps_.rollbacks(), " rollbacks in a row", advice);
   watchdog_->enter(Phase::loading, from);
   checkpoints_->finish();
+  note_recovery();
+  require(bad_steps_.may_roll_back(), what, " after ", bad_steps_.rollbacks(), " rollbacks in a row", advice);
   require(load_newest_checkpoint(true), what, ", and there is no checkpoint to go back to", advice);
   state_.passed_over = passed_over + (from - state_.step);
   bad_steps_.rolled_back(state_);
   rolled_back_to_ = state_.step;
-  on_first_rank([&] { remove_later_checkpoints(folder() / kCheckpointFolder, state_.step); });
+  checkpoints_->changed();  // a stop from now on has to save these numbers
+  if (leads()) {
+    remove_abandoned();
+  }
   save_due_ = false;
   window_seconds_ = 0;
   window_steps_ = 0;
@@ -432,8 +453,9 @@ void Trainer::roll_back(const StepResult& result) {
 
 void Trainer::evaluate() {
   const auto stop = [this] {
+    const bool asked = vote_on_stop();
     watchdog_->enter(Phase::data, state_.step);
-    return vote_on_stop();
+    return asked;
   };
   const auto computing = [this] { watchdog_->enter(Phase::evaluation, state_.step); };
   if (const std::optional<EvaluationResult> result = evaluator_->run(*programs_, {.stop = stop, .computing = computing})) {

@@ -73,6 +73,8 @@ class Trainer {
   auto naming_samples(const std::vector<std::int64_t>& batch_samples, const Body& body);
   void compare_with_cpu(const Batch& batch, const std::vector<std::int64_t>& samples);
   void after_step(const StepResult& result);
+  void note_recovery();
+  void remove_abandoned();
   void roll_back(const StepResult& result);
   void evaluate();
   bool evaluation_is_due() const { return evaluator_ && due(config_.eval.every); }
@@ -117,7 +119,8 @@ class Trainer {
   std::optional<StopRequest> stop_;  ///< all ranks have agreed on it
   RankNews news_;                    ///< told with the next step
   double norm_limit_ = 0;
-  std::int64_t steps_here_ = 0;  ///< of this process
+  std::int64_t steps_here_ = 0;          ///< of this process
+  std::int64_t fingerprinted_step_ = 0;  ///< whose fingerprint is told with the next step
   bool data_stuck_ = false, save_due_ = false;
   std::int64_t rolled_back_to_ = 0;  ///< step; or that of the checkpoint that was loaded
   std::atomic<double> save_seconds_ = 0;

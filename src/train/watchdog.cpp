@@ -24,7 +24,7 @@ constexpr double kStepsPromised = 5;
 constexpr std::size_t kStepsRemembered = 64;
 constexpr double kSecondsToComeThrough = 5;
 /// What is said about a hang may not take longer: a pipe that is full, a file server that is the reason for the hang.
-constexpr unsigned kSecondsToSay = 2;
+constexpr double kSecondsToSay = 2;
 /// A verdict is sent so often, as datagrams may be lost, with a pause in between.
 constexpr int kVerdicts = 3;
 constexpr auto kVerdictPause = std::chrono::milliseconds(30);
@@ -38,6 +38,7 @@ Watchdog::Watchdog(Communicator& communicator, Settings settings)
       interval_(std::min(std::clamp(settings_.seconds / 20, 0.02, 0.5) * std::max(1.0, communicator.size() / 256.0),
                          settings_.seconds / 7)),
       silence_(kShare * settings_.seconds - interval_),
+      seconds_to_say_(std::min(kSecondsToSay, silence_ / 2)),
       limit_(settings_.patience) {
   if (settings_.seconds == 0) {
     return;
@@ -102,7 +103,7 @@ bool Watchdog::come_through() const {
 
 double Watchdog::limit_of(Phase phase) const {
   const bool usual =
-      (phase == Phase::step && steps_taken_ >= kFirstSteps) || (phase == Phase::evaluation && evaluated_ >= kFirstSteps);
+      (phase == Phase::step && steps_taken_ >= kFirstSteps) || (phase == Phase::evaluation && evaluated_ > kFirstSteps);
   return usual ? kShare * std::max(settings_.seconds, kStepsPromised * median_) - interval_
                : std::max(settings_.patience, settings_.seconds);
 }
@@ -242,7 +243,7 @@ void Watchdog::look(double now) {
   stepped_ = step_ == step_seen_ ? stepped_ : now;
   step_seen_ = step_;
   // The others give the deputy the time to speak first.
-  if (!listens && now - last_answer_ > silence_ + kSecondsToSay + 4 * interval_ && now - stepped_ > kGettingOn * silence_) {
+  if (!listens && now - last_answer_ > silence_ + seconds_to_say_ + 4 * interval_ && now - stepped_ > kGettingOn * silence_) {
     end_job(concat("rank 0 on ", hosts_[0], " and rank ", channel_->deputy(), " on ",
                    hosts_[static_cast<std::size_t>(channel_->deputy())],
                    ", who watch over this job, give no sign of life; seen from rank ", channel_->rank(), " on ",
@@ -266,7 +267,7 @@ void Watchdog::send_verdict() const {
 
 void Watchdog::end_job(const std::string& text, const HangJudge::Finding* finding) const {
   std::thread([this] {
-    std::this_thread::sleep_for(std::chrono::seconds(kSecondsToSay));
+    std::this_thread::sleep_for(std::chrono::duration<double>(seconds_to_say_));
     send_verdict();
     _exit(kExitHangs);
   }).detach();

@@ -51,7 +51,6 @@ class Watchdog {
   /// The rank has got on, with something that is no collective.
   void tick() { ticks_.fetch_add(1, std::memory_order_relaxed); }
   void step_took(double seconds);
-  double median_step() const { return median_; }
 
   /// The first request to stop that this rank knows of: its own, or another one's that came by heartbeats.
   std::optional<StopRequest> asked_to_stop() const;
@@ -76,7 +75,7 @@ class Watchdog {
 
   Communicator& communicator_;
   const Settings settings_;
-  const double interval_, silence_;
+  const double interval_, silence_, seconds_to_say_;
   std::unique_ptr<HeartbeatChannel> channel_;
   std::vector<std::string> hosts_;
 

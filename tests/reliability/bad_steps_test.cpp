@@ -68,13 +68,29 @@ TEST_F(BadStepsOfARun, AStopBetweenBadStepsChangesNothing) {
   const Keys more{{"train.steps", "12"}, {"checkpoint.every", "4"}, {"checkpoint.keep", "1"}};
   const Outcome whole = shell(faulty("whole", 2, "nan 1 6-8", more));
   ASSERT_EQ(whole.exit_code, 0) << whole.output;
-  const Outcome stopped = shell(faulty("parts", 2, "stop 1 6-7", more));
+  Keys unheard = more;  // no heartbeat tells the other rank of the signal before the step does
+  unheard.emplace_back("run.watchdog_seconds", "0");
+  const Outcome stopped = shell(faulty("parts", 2, "stop 1 6-7", unheard));
   ASSERT_EQ(stopped.exit_code, 75) << stopped.output;
   ASSERT_EQ(saved_step("parts"), 7);
   const Outcome resumed = shell(faulty("parts", 2, "nan 1 1", more));
   ASSERT_EQ(resumed.exit_code, 0) << resumed.output;
   EXPECT_THAT(resumed.output, HasSubstr("steps 6 to 8 were skipped: going back to the checkpoint of step 4"));
   EXPECT_EQ(state_of("parts", 12), state_of("whole", 12));
+}
+
+TEST_F(BadStepsOfARun, AStopWithTheStepThatRollsBackKeepsWhatWasPassedOver) {
+  const Keys more{{"train.steps", "12"}, {"checkpoint.every", "4"}};
+  const Outcome whole = shell(faulty("whole_stop", 2, "nan 1 6-8", more));
+  ASSERT_EQ(whole.exit_code, 0) << whole.output;
+  Keys unheard = more;
+  unheard.emplace_back("run.watchdog_seconds", "0");
+  const Outcome stopped = shell(faulty("stopped_back", 2, "stop 1 6-8", unheard));
+  ASSERT_EQ(stopped.exit_code, 75) << stopped.output;
+  ASSERT_EQ(saved_step("stopped_back"), 4);
+  const Outcome resumed = shell(training("stopped_back", 2, more));
+  ASSERT_EQ(resumed.exit_code, 0) << resumed.output;
+  EXPECT_EQ(state_of("stopped_back", 12), state_of("whole_stop", 12));
 }
 
 TEST_F(BadStepsOfARun, RollbacksThatDoNotHelpEndTheRunWithAdvice) {

@@ -5,7 +5,7 @@
 // FAULT in the steps of STEPS ("3", "5-7", "5-", from 1, in the order in which the process computes them):
 //   nan    the rank's gradients are not numbers      spike  they are 10,000 times too large
 //   bit    the rank's sum differs in its last bits   skip   the rank leaves out one sum of gradients
-//   stop   as nan, and in the first of the steps the rank gets SIGUSR1, which all ranks know with the next one
+//   stop   as nan, and in the last step but one the rank gets SIGUSR1, which all ranks know with the last
 //   hang   the rank stops coming to collectives and computes for ever
 //   record no fault: it prints how many microseconds each rank has computed per micro-batch
 #include <unistd.h>
@@ -101,7 +101,7 @@ class FaultyCommunicator final : public PassingOn {
     if (fault_.kind == "skip") {
       return std::make_unique<Nothing>();
     }
-    if (fault_.kind == "stop" && step_ == fault_.first) {
+    if (fault_.kind == "stop" && step_ == fault_.last - 1) {
       raise(SIGUSR1);
     }
     const auto values = data.span<float>();

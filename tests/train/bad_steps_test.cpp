@@ -45,11 +45,11 @@ TEST(BadSteps, NormsAreLimitedByTheMedianOfTheLastGoodSteps) {
 TEST(BadSteps, AResumedRunHasTheLimitOfAnUninterruptedOne) {
   RandomStream random(3);
   BadSteps whole({.spike_factor = 4}), resumed({.spike_factor = 4});
+  whole.rolled_back({});
   for (int i = 0; i < 100; ++i) {
     whole.judge(good(0.1 + random.uniform()));
   }
-  whole.rolled_back({});
-  whole.judge(good(1));
+  EXPECT_GT(whole.norm_limit(), 0);
   whole.judge(bad());
   TrainingState state;
   whole.store(state);

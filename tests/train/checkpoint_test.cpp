@@ -350,7 +350,7 @@ TEST_F(Retained, AStateToGoBackToStaysAndIsFoundBehindBadSteps) {
   EXPECT_EQ(newest(), 8);
   ASSERT_TRUE(newest_good().has_value());
   EXPECT_EQ(newest_good()->manifest.state.step, 4);
-  remove_later_checkpoints(folder_, 4);
+  remove_bad_checkpoints(folder_, 4);
   EXPECT_EQ(newest(), 4);
 }
 

@@ -123,6 +123,21 @@ TEST(Hang, LostHeartbeatsOfAJobThatGetsOnAreNoHang) {
   EXPECT_THAT(finding->ranks, ElementsAre(2));
 }
 
+TEST(Hang, ARankIsNamedAlsoWhereThoseThatWaitForItHavePatience) {
+  Job job(3);
+  ASSERT_FALSE(job.pass(5));
+  for (const int r : {0, 1}) {
+    job.in(r, Phase::saving, kPatience);
+    job.enter(r, CollectiveProgress::foreground);
+  }
+  job.hung[2] = true;
+  const double began = job.now;
+  const auto finding = job.pass(60);
+  ASSERT_TRUE(finding);
+  EXPECT_LE(job.now - began, 10);
+  EXPECT_THAT(finding->ranks, ElementsAre(2));
+}
+
 TEST(Hang, AllRanksOfADeadHostAreNamed) {
   Job job(6);
   ASSERT_FALSE(job.pass(5));
@@ -167,7 +182,7 @@ TEST(Hang, RanksThatWaitForEachOtherAreToldApartByTheirNumbers) {
   const auto nobody = other.pass(60);
   ASSERT_TRUE(nobody);
   EXPECT_TRUE(nobody->ranks.empty());
-  EXPECT_THAT(describe(*nobody, Job::hosts(3)), HasSubstr("all ranks are in the same collective"));
+  EXPECT_THAT(describe(*nobody, Job::hosts(3)), HasSubstr("all ranks wait for each other"));
 }
 
 TEST(Hang, WhoWaitsForARankThatMayTakeItsTimeIsPatientToo) {

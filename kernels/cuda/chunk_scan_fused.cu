@@ -139,7 +139,7 @@ chunk_scan_kernel(Sizes given, Inputs<bf16> in, bf16* out, float* states, bool s
         }
       }
       sync_block();
-      for (int i = thread_index(); i < tile.rows * kPacks; i += kFusedThreads) {
+      for (int i = own_thread(); i < tile.rows * kPacks; i += kFusedThreads) {
         const int t = i / kPacks, column = i % kPacks * 8;
         store(reinterpret_cast<Bytes16*>(out + static_cast<std::int64_t>(tile.begin + t) * kFusedHidden + column),
               load(reinterpret_cast<const Bytes16*>(shared.z + t * kHiddenStride + column)));

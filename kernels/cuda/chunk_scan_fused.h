@@ -106,6 +106,18 @@ inline int first_bit(std::uint32_t bits) {
 }
 #endif
 
+// A thread's place, made anew for each part of a tile's work: what follows from it would otherwise be kept from part to part, in
+// more registers than there are.
+ATTAMBA_DEVICE int own_thread() {
+  return device::opaque(device::thread_index());
+}
+ATTAMBA_DEVICE int own_lane() {
+  return own_thread() % device::kWarp;
+}
+ATTAMBA_DEVICE int own_warp() {
+  return own_thread() / device::kWarp;
+}
+
 constexpr float kLog2E = 1.442695040888963f;
 ATTAMBA_DEVICE float sigmoid_fast(float x) {
   return device::sigmoid<bf16>(x);
@@ -165,7 +177,7 @@ struct Tile {
 
 /// First row at which a chunk of this range begins, or -1. Called by whole warps.
 ATTAMBA_DEVICE int first_chunk(const Sizes& s, const Inputs<bf16>& in, int range) {
-  const int row = range * kRange + device::lane_index();
+  const int row = range * kRange + own_lane();
   static_assert(kRange == device::kWarp);
   const int first = first_bit(device::ballot(row < s.rows && chunk_start(s, in, row) == row));
   return first < kRange ? range * kRange + first : -1;
@@ -175,19 +187,20 @@ ATTAMBA_DEVICE int first_chunk(const Sizes& s, const Inputs<bf16>& in, int range
 /// starts [kRows], counted from the tile's first row, rows after the tile being chunks of their own.
 ATTAMBA_DEVICE Tile cut_tile(const Sizes& s, const Inputs<bf16>& in, int begin, int limit, int* starts) {
   static_assert(kRows <= 2 * device::kWarp);
+  const int thread = own_thread(), lane = thread % device::kWarp;
   std::uint32_t ends[2];
   int start[2];
   for (int i = 0; i < 2; ++i) {
-    const int t = i * device::kWarp + device::lane_index(), row = begin + t;
+    const int t = i * device::kWarp + lane, row = begin + t;
     start[i] = t < kRows && row < s.rows ? chunk_start(s, in, row) - begin : t;
     const bool outside = t < kRows && (row >= s.rows || (row >= limit && start[i] == t));
     ends[i] = device::ballot(outside);
   }
   const int inside = ends[0] != 0 ? first_bit(ends[0]) : device::kWarp + first_bit(ends[1]);
   const Tile tile{begin, inside < kRows ? inside : kRows, inside < kRows || begin + kRows >= s.rows};
-  if (device::warp_index() == 0) {
+  if (thread < device::kWarp) {
     for (int i = 0; i < 2; ++i) {
-      const int t = i * device::kWarp + device::lane_index();
+      const int t = i * device::kWarp + lane;
       if (t < kRows) {
         device::store(starts + t, t < tile.rows ? start[i] : t);
       }
@@ -246,10 +259,10 @@ struct Shared {
 };
 
 ATTAMBA_DEVICE void load_weights(const Sizes& s, const Inputs<bf16>& in, const Shared& shared) {
-  for (int i = device::thread_index(); i < s.channels * kFusedTaps; i += kFusedThreads) {
+  for (int i = own_thread(); i < s.channels * kFusedTaps; i += kFusedThreads) {
     device::store(shared.conv + i % kFusedTaps * s.channels + i / kFusedTaps, device::load(in.conv + i));
   }
-  for (int i = device::thread_index(); i < s.hidden; i += kFusedThreads) {
+  for (int i = own_thread(); i < s.hidden; i += kFusedThreads) {
     device::store(shared.norm + i, device::load(in.norm + i));
   }
 }
@@ -259,7 +272,7 @@ ATTAMBA_DEVICE void convolve_tile(const Sizes& s, const Inputs<bf16>& in, const 
   using device::Bytes8;
   constexpr int kHistory = kFusedTaps - 1, kWide = 4;
   const int packs = s.channels / kWide, rows = strip_count(tile.rows) * kStripRows;
-  for (int item = device::thread_index(); item < packs * (rows / kConvRows); item += kFusedThreads) {
+  for (int item = own_thread(); item < packs * (rows / kConvRows); item += kFusedThreads) {
     const int channel = item % packs * kWide, first = item / packs * kConvRows, chunk = device::load(shared.starts + first);
     Bytes8 raw[kHistory + kConvRows];
 #pragma unroll
@@ -317,8 +330,8 @@ ATTAMBA_DEVICE void convolve_tile(const Sizes& s, const Inputs<bf16>& in, const 
 
 /// Fills delta and decay, a warp per head.
 ATTAMBA_DEVICE void load_steps(const Sizes& s, const Inputs<bf16>& in, const Tile& tile, const Shared& shared) {
-  const int lane = device::lane_index();
-  for (int head = device::warp_index(); head < s.heads; head += kFusedWarps) {
+  const int lane = own_lane();
+  for (int head = own_warp(); head < s.heads; head += kFusedWarps) {
     const float rate = -device::exp(device::load(in.a_log + head)) * kLog2E;
     float before = 0;
     for (int first = 0; first < kRows; first += device::kWarp) {
@@ -373,7 +386,7 @@ ATTAMBA_DEVICE void add_outer_products(float (&acc0)[4], float (&acc1)[4], const
 /// Starts the copy of a tile's rows of E columns; those after the last one get zeros up to the end of their strip.
 ATTAMBA_DEVICE void fetch_rows(const Tile& tile, const bf16* from, int stride, bf16* to) {
   constexpr int kPacks = kFusedHidden / 8;
-  for (int i = device::thread_index(); i < strip_count(tile.rows) * kStripRows * kPacks; i += kFusedThreads) {
+  for (int i = own_thread(); i < strip_count(tile.rows) * kStripRows * kPacks; i += kFusedThreads) {
     const int t = i / kPacks, column = i % kPacks * 8;
     const bool valid = t < tile.rows;
     device::copy_async_16(to + t * kHiddenStride + column, from + static_cast<std::int64_t>(valid ? t : 0) * stride + column,

@@ -113,7 +113,7 @@ template <int kState>
 ATTAMBA_DEVICE void step_gradient(const Sizes& s, const Inputs<bf16>& in, const Tile& tile, const BackwardShared& shared,
                                   int leaving, float* state, float* gradient, bf16* dzxbcdt) {
   constexpr int kParts = (kRows + kWarp - 1) / kWarp, kPieces = kFusedHead / 16 * (kState / 16);
-  for (int head = warp_index(); head < s.heads; head += kFusedWarps) {
+  for (int head = own_warp(); head < s.heads; head += kFusedWarps) {
     const float rate = -exp(load(in.a_log + head));
     float whole = 0;
     if (leaving < kRows) {
@@ -277,17 +277,17 @@ ATTAMBA_DEVICE int entry_states(const Sizes& s, const Inputs<bf16>& in, const Sh
 ATTAMBA_DEVICE void write_partials(const Sizes& s, const BackwardShared& shared, float* partial, bool taps_written) {
   sync_block();
   const int taps = s.channels * kFusedTaps;
-  for (int i = thread_index(); i < kFusedHidden; i += kFusedThreads) {
+  for (int i = own_thread(); i < kFusedHidden; i += kFusedThreads) {
     float sum = 0;
     for (int strip = 0; strip < kStrips; ++strip) {
       sum += load(shared.norm_sums + strip * kFusedHidden + i);
     }
     store(partial + taps + i, sum);
   }
-  for (int i = thread_index(); i < 3 * s.heads; i += kFusedThreads) {
+  for (int i = own_thread(); i < 3 * s.heads; i += kFusedThreads) {
     store(partial + taps + kFusedHidden + i, load(shared.head_sums + i));
   }
-  for (int i = thread_index(); i < taps && !taps_written; i += kFusedThreads) {
+  for (int i = own_thread(); i < taps && !taps_written; i += kFusedThreads) {
     store(partial + i, 0.0f);
   }
 }
@@ -300,10 +300,10 @@ chunk_scan_backward_kernel(Sizes given, Inputs<bf16> in, const bf16* dout, bf16*
   float* partial = partials + static_cast<std::int64_t>(block_x()) * s.partial_size();
   bool taps_written = false;
   load_weights(s, in, shared.inputs);
-  for (int i = thread_index(); i < 3 * s.heads; i += kFusedThreads) {
+  for (int i = own_thread(); i < 3 * s.heads; i += kFusedThreads) {
     store(shared.head_sums + i, 0.0f);
   }
-  for (int i = thread_index(); i < kStrips * kFusedHidden; i += kFusedThreads) {
+  for (int i = own_thread(); i < kStrips * kFusedHidden; i += kFusedThreads) {
     store(shared.norm_sums + i, 0.0f);
   }
   for (int range = block_x(); range * kRange < s.rows; range += grid_x()) {

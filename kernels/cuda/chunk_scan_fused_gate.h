@@ -88,7 +88,7 @@ ATTAMBA_DEVICE void gate_backward(const Sizes& s, const Inputs<bf16>& in, const 
   constexpr int kHeads = kHalf / kFusedHead, kTiles = kFusedHead / 8;
   static_assert(kTiles == 4, "a lane's columns of a head are 16 bytes");
   float y[kHeads][kTiles][4] = {};  // without the skip
-  std::uint32_t z[kHeads][2][kTiles];
+  std::uint32_t z[kHeads][2][kTiles] = {};
   const auto x_pair = [&](int row, int column) {
     return load_pair(shared.inputs.active + place.row(row) * shared.inputs.stride + column);
   };

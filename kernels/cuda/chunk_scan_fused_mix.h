@@ -17,7 +17,7 @@ struct WarpPlace {
   int strip, half, g, q;
 
   ATTAMBA_DEVICE WarpPlace() {
-    const int thread = device::opaque(device::thread_index()), warp = thread / device::kWarp, lane = thread % device::kWarp;
+    const int thread = own_thread(), warp = thread / device::kWarp, lane = thread % device::kWarp;
     strip = warp / kHalves;
     half = warp % kHalves;
     g = lane / 4;
@@ -153,7 +153,7 @@ template <int kHead, int kState, class Weight>
 ATTAMBA_DEVICE void pass_outer_products(const Sizes& s, const bf16* m, int stride, const Shared& shared, bool with_c,
                                         int strips, const float* before, float* to, const Weight& weight) {
   constexpr int kBlocks = kFusedHidden / 16;
-  for (int block = device::warp_index(); block < kBlocks; block += kFusedWarps) {
+  for (int block = own_warp(); block < kBlocks; block += kFusedWarps) {
     const int head = block / (kHead / 16), rows16 = block % (kHead / 16), group = head / (s.heads / s.groups);
     const float kept = device::exp2_fast(device::load(shared.decay + head * kRows + kRows - 1));
 #pragma unroll 1

@@ -190,7 +190,7 @@ ATTAMBA_DEVICE void pair_gradient(const Sizes& s, const Inputs<bf16>& in, const 
   while (place.strip + blocks < strips && load(shared.inputs.starts + (place.strip + blocks) * kStripRows) <= last_row) {
     ++blocks;
   }
-  float scores[kStrips][2][4], dscores[kStrips][2][4] = {};
+  float scores[kStrips][2][4] = {}, dscores[kStrips][2][4] = {};
 #pragma unroll
   for (int b = 0; b < kStrips; ++b) {
     if (b < blocks) {

@@ -106,8 +106,8 @@ inline int first_bit(std::uint32_t bits) {
 }
 #endif
 
-// A thread's place, made anew for each part of a tile's work: what follows from it would otherwise be kept from part to part, in
-// more registers than there are.
+// A thread's place, made anew for each part of a tile's work: what follows from it would otherwise be kept from part to part,
+// in more registers than there are.
 ATTAMBA_DEVICE int own_thread() {
   return device::opaque(device::thread_index());
 }
@@ -116,6 +116,13 @@ ATTAMBA_DEVICE int own_lane() {
 }
 ATTAMBA_DEVICE int own_warp() {
   return own_thread() / device::kWarp;
+}
+
+/// Never true, which the compiler does not know. It moves no loads across a branch on it, so that unrolled work is read and
+/// done part by part: all parts' values at once do not fit the registers. Each part asks with a number of its own, lest its
+/// branch be taken for an earlier one's.
+ATTAMBA_DEVICE bool never(const Sizes& s, int part) {
+  return device::opaque(s.rows) == -1 - part;
 }
 
 constexpr float kLog2E = 1.442695040888963f;
@@ -137,22 +144,18 @@ ATTAMBA_DEVICE void store_pair(bf16* p, float low, float high) {
 
 // ------------------------------------------------------------------------------------------------ fragments of stored matrices
 /// First operand [16, 16] at (row, column) of a matrix with rows of `stride`.
-ATTAMBA_DEVICE void load_left(std::uint32_t (&r)[4], const bf16* m, int stride, int row, int column) {
-  const int lane = device::lane_index();
+ATTAMBA_DEVICE void load_left(std::uint32_t (&r)[4], const bf16* m, int stride, int row, int column, int lane) {
   device::load_matrix_x4(r, m + (row + lane % 16) * stride + column + lane / 16 * 8);
 }
 /// The same of the transposed matrix: operand (i, k) is stored (k, i), `row` and `column` being the stored one's.
-ATTAMBA_DEVICE void load_left_transposed(std::uint32_t (&r)[4], const bf16* m, int stride, int row, int column) {
-  const int lane = device::lane_index();
+ATTAMBA_DEVICE void load_left_transposed(std::uint32_t (&r)[4], const bf16* m, int stride, int row, int column, int lane) {
   device::load_matrix_x4_transposed(r, m + (row + lane % 8 + lane / 16 * 8) * stride + column + lane / 8 % 2 * 8);
 }
 /// Second operand [16, 16], two products' worth: r[0], r[1] for columns 0..7, r[2], r[3] for columns 8..15.
-ATTAMBA_DEVICE void load_right(std::uint32_t (&r)[4], const bf16* m, int stride, int row, int column) {
-  const int lane = device::lane_index();
+ATTAMBA_DEVICE void load_right(std::uint32_t (&r)[4], const bf16* m, int stride, int row, int column, int lane) {
   device::load_matrix_x4_transposed(r, m + (row + lane % 16) * stride + column + lane / 16 * 8);
 }
-ATTAMBA_DEVICE void load_right_transposed(std::uint32_t (&r)[4], const bf16* m, int stride, int row, int column) {
-  const int lane = device::lane_index();
+ATTAMBA_DEVICE void load_right_transposed(std::uint32_t (&r)[4], const bf16* m, int stride, int row, int column, int lane) {
   device::load_matrix_x4(r, m + (row + lane % 8 + lane / 16 * 8) * stride + column + lane / 8 % 2 * 8);
 }
 /// d [16, 16] += a b, d's columns 0..7 in d[0] and 8..15 in d[1].
@@ -358,20 +361,20 @@ ATTAMBA_DEVICE void load_steps(const Sizes& s, const Inputs<bf16>& in, const Til
 // rows of S by 16 columns, per lane, columns 0..7's and 8..15's four values.
 constexpr int kStatePiece = 8 * device::kWarp;
 template <int kHead, int kState, class T>
-ATTAMBA_DEVICE T* state_piece(T* states, int head, int rows16, int columns16) {
-  return states + ((head * (kHead / 16) + rows16) * (kState / 16) + columns16) * kStatePiece + device::lane_index() * 8;
+ATTAMBA_DEVICE T* state_piece(T* states, int head, int rows16, int columns16, int lane) {
+  return states + ((head * (kHead / 16) + rows16) * (kState / 16) + columns16) * kStatePiece + lane * 8;
 }
 
 /// acc [16, 16] += m^T (w o v) over strips of the tile's rows, from columns `column` of m and `vectors` of `active`;
 /// weight(t) is w_t.
 template <class Weight>
 ATTAMBA_DEVICE void add_outer_products(float (&acc0)[4], float (&acc1)[4], const bf16* m, int stride, int column,
-                                       const Shared& shared, int vectors, int strips, const Weight& weight) {
-  const int q = device::lane_index() % 4;
+                                       const Shared& shared, int vectors, int strips, int lane, const Weight& weight) {
+  const int q = lane % 4;
   for (int strip = 0; strip < strips; ++strip) {
     std::uint32_t left[4], right[4];
-    load_left_transposed(left, m, stride, strip * kStripRows, column);
-    load_right(right, shared.active, shared.stride, strip * kStripRows, vectors);
+    load_left_transposed(left, m, stride, strip * kStripRows, column, lane);
+    load_right(right, shared.active, shared.stride, strip * kStripRows, vectors, lane);
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const int row = strip * kStripRows + i * 8 + 2 * q;

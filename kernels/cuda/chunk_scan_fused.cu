@@ -27,12 +27,14 @@ struct ForwardShared {
 
 /// y becomes Y silu(z); returns in `squares` the sums of squares of the lane's two rows over the warp's columns.
 template <int kHead>
-ATTAMBA_DEVICE void gate(const Inputs<bf16>& in, const ForwardShared& shared, const WarpPlace& place,
+ATTAMBA_DEVICE void gate(const Sizes& s, const Inputs<bf16>& in, const ForwardShared& shared, const WarpPlace& place,
                          float (&y)[kHalf / kHead][kHead / 8][4], float (&squares)[2]) {
   squares[0] = squares[1] = 0;
 #pragma unroll
   for (int h = 0; h < kHalf / kHead; ++h) {
-    sync_warp();  // one head's loads at a time: all at once do not fit the registers
+    if (never(s, h)) {
+      break;
+    }
     const float skip = load(in.d_skip + place.first_head<kHead>() + h);
 #pragma unroll
     for (int tile = 0; tile < kHead / 8; ++tile) {
@@ -91,10 +93,10 @@ ATTAMBA_DEVICE void tile_output(const Sizes& s, const Inputs<bf16>& in, const Fo
   const bool works = place.first_row() < tile.rows;
   if (works) {
     mix<kHead, kState>(s, shared.inputs, place, state, y);
-    gate<kHead>(in, shared, place, y, squares);
+    gate<kHead>(s, in, shared, place, y, squares);
 #pragma unroll
     for (int row = 0; row < 2; ++row) {
-      if (lane_index() % 4 == 0) {
+      if (place.q == 0) {
         store(shared.sums + place.row(row) * kHalves + place.half, squares[row]);
       }
     }
@@ -139,7 +141,7 @@ chunk_scan_kernel(Sizes given, Inputs<bf16> in, bf16* out, float* states, bool s
         }
       }
       sync_block();
-      for (int i = thread_index(); i < tile.rows * kPacks; i += kFusedThreads) {
+      for (int i = own_thread(); i < tile.rows * kPacks; i += kFusedThreads) {
         const int t = i / kPacks, column = i % kPacks * 8;
         store(reinterpret_cast<Bytes16*>(out + static_cast<std::int64_t>(tile.begin + t) * kFusedHidden + column),
               load(reinterpret_cast<const Bytes16*>(shared.z + t * kHiddenStride + column)));

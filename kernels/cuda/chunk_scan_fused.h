@@ -106,6 +106,25 @@ inline int first_bit(std::uint32_t bits) {
 }
 #endif
 
+// A thread's place, made anew for each part of a tile's work: what follows from it would otherwise be kept from part to part,
+// in more registers than there are.
+ATTAMBA_DEVICE int own_thread() {
+  return device::opaque(device::thread_index());
+}
+ATTAMBA_DEVICE int own_lane() {
+  return own_thread() % device::kWarp;
+}
+ATTAMBA_DEVICE int own_warp() {
+  return own_thread() / device::kWarp;
+}
+
+/// Never true, which the compiler does not know. It moves no loads across a branch on it, so that unrolled work is read and
+/// done part by part: all parts' values at once do not fit the registers. Each part asks with a number of its own, lest its
+/// branch be taken for an earlier one's.
+ATTAMBA_DEVICE bool never(const Sizes& s, int part) {
+  return device::opaque(s.rows) == -1 - part;
+}
+
 constexpr float kLog2E = 1.442695040888963f;
 ATTAMBA_DEVICE float sigmoid_fast(float x) {
   return device::sigmoid<bf16>(x);
@@ -125,22 +144,18 @@ ATTAMBA_DEVICE void store_pair(bf16* p, float low, float high) {
 
 // ------------------------------------------------------------------------------------------------ fragments of stored matrices
 /// First operand [16, 16] at (row, column) of a matrix with rows of `stride`.
-ATTAMBA_DEVICE void load_left(std::uint32_t (&r)[4], const bf16* m, int stride, int row, int column) {
-  const int lane = device::lane_index();
+ATTAMBA_DEVICE void load_left(std::uint32_t (&r)[4], const bf16* m, int stride, int row, int column, int lane) {
   device::load_matrix_x4(r, m + (row + lane % 16) * stride + column + lane / 16 * 8);
 }
 /// The same of the transposed matrix: operand (i, k) is stored (k, i), `row` and `column` being the stored one's.
-ATTAMBA_DEVICE void load_left_transposed(std::uint32_t (&r)[4], const bf16* m, int stride, int row, int column) {
-  const int lane = device::lane_index();
+ATTAMBA_DEVICE void load_left_transposed(std::uint32_t (&r)[4], const bf16* m, int stride, int row, int column, int lane) {
   device::load_matrix_x4_transposed(r, m + (row + lane % 8 + lane / 16 * 8) * stride + column + lane / 8 % 2 * 8);
 }
 /// Second operand [16, 16], two products' worth: r[0], r[1] for columns 0..7, r[2], r[3] for columns 8..15.
-ATTAMBA_DEVICE void load_right(std::uint32_t (&r)[4], const bf16* m, int stride, int row, int column) {
-  const int lane = device::lane_index();
+ATTAMBA_DEVICE void load_right(std::uint32_t (&r)[4], const bf16* m, int stride, int row, int column, int lane) {
   device::load_matrix_x4_transposed(r, m + (row + lane % 16) * stride + column + lane / 16 * 8);
 }
-ATTAMBA_DEVICE void load_right_transposed(std::uint32_t (&r)[4], const bf16* m, int stride, int row, int column) {
-  const int lane = device::lane_index();
+ATTAMBA_DEVICE void load_right_transposed(std::uint32_t (&r)[4], const bf16* m, int stride, int row, int column, int lane) {
   device::load_matrix_x4(r, m + (row + lane % 8 + lane / 16 * 8) * stride + column + lane / 8 % 2 * 8);
 }
 /// d [16, 16] += a b, d's columns 0..7 in d[0] and 8..15 in d[1].
@@ -165,7 +180,7 @@ struct Tile {
 
 /// First row at which a chunk of this range begins, or -1. Called by whole warps.
 ATTAMBA_DEVICE int first_chunk(const Sizes& s, const Inputs<bf16>& in, int range) {
-  const int row = range * kRange + device::lane_index();
+  const int row = range * kRange + own_lane();
   static_assert(kRange == device::kWarp);
   const int first = first_bit(device::ballot(row < s.rows && chunk_start(s, in, row) == row));
   return first < kRange ? range * kRange + first : -1;
@@ -175,19 +190,20 @@ ATTAMBA_DEVICE int first_chunk(const Sizes& s, const Inputs<bf16>& in, int range
 /// starts [kRows], counted from the tile's first row, rows after the tile being chunks of their own.
 ATTAMBA_DEVICE Tile cut_tile(const Sizes& s, const Inputs<bf16>& in, int begin, int limit, int* starts) {
   static_assert(kRows <= 2 * device::kWarp);
+  const int thread = own_thread(), lane = thread % device::kWarp;
   std::uint32_t ends[2];
   int start[2];
   for (int i = 0; i < 2; ++i) {
-    const int t = i * device::kWarp + device::lane_index(), row = begin + t;
+    const int t = i * device::kWarp + lane, row = begin + t;
     start[i] = t < kRows && row < s.rows ? chunk_start(s, in, row) - begin : t;
     const bool outside = t < kRows && (row >= s.rows || (row >= limit && start[i] == t));
     ends[i] = device::ballot(outside);
   }
   const int inside = ends[0] != 0 ? first_bit(ends[0]) : device::kWarp + first_bit(ends[1]);
   const Tile tile{begin, inside < kRows ? inside : kRows, inside < kRows || begin + kRows >= s.rows};
-  if (device::warp_index() == 0) {
+  if (thread < device::kWarp) {
     for (int i = 0; i < 2; ++i) {
-      const int t = i * device::kWarp + device::lane_index();
+      const int t = i * device::kWarp + lane;
       if (t < kRows) {
         device::store(starts + t, t < tile.rows ? start[i] : t);
       }
@@ -246,10 +262,10 @@ struct Shared {
 };
 
 ATTAMBA_DEVICE void load_weights(const Sizes& s, const Inputs<bf16>& in, const Shared& shared) {
-  for (int i = device::thread_index(); i < s.channels * kFusedTaps; i += kFusedThreads) {
+  for (int i = own_thread(); i < s.channels * kFusedTaps; i += kFusedThreads) {
     device::store(shared.conv + i % kFusedTaps * s.channels + i / kFusedTaps, device::load(in.conv + i));
   }
-  for (int i = device::thread_index(); i < s.hidden; i += kFusedThreads) {
+  for (int i = own_thread(); i < s.hidden; i += kFusedThreads) {
     device::store(shared.norm + i, device::load(in.norm + i));
   }
 }
@@ -259,7 +275,7 @@ ATTAMBA_DEVICE void convolve_tile(const Sizes& s, const Inputs<bf16>& in, const 
   using device::Bytes8;
   constexpr int kHistory = kFusedTaps - 1, kWide = 4;
   const int packs = s.channels / kWide, rows = strip_count(tile.rows) * kStripRows;
-  for (int item = device::thread_index(); item < packs * (rows / kConvRows); item += kFusedThreads) {
+  for (int item = own_thread(); item < packs * (rows / kConvRows); item += kFusedThreads) {
     const int channel = item % packs * kWide, first = item / packs * kConvRows, chunk = device::load(shared.starts + first);
     Bytes8 raw[kHistory + kConvRows];
 #pragma unroll
@@ -317,8 +333,8 @@ ATTAMBA_DEVICE void convolve_tile(const Sizes& s, const Inputs<bf16>& in, const 
 
 /// Fills delta and decay, a warp per head.
 ATTAMBA_DEVICE void load_steps(const Sizes& s, const Inputs<bf16>& in, const Tile& tile, const Shared& shared) {
-  const int lane = device::lane_index();
-  for (int head = device::warp_index(); head < s.heads; head += kFusedWarps) {
+  const int lane = own_lane();
+  for (int head = own_warp(); head < s.heads; head += kFusedWarps) {
     const float rate = -device::exp(device::load(in.a_log + head)) * kLog2E;
     float before = 0;
     for (int first = 0; first < kRows; first += device::kWarp) {
@@ -345,20 +361,20 @@ ATTAMBA_DEVICE void load_steps(const Sizes& s, const Inputs<bf16>& in, const Til
 // rows of S by 16 columns, per lane, columns 0..7's and 8..15's four values.
 constexpr int kStatePiece = 8 * device::kWarp;
 template <int kHead, int kState, class T>
-ATTAMBA_DEVICE T* state_piece(T* states, int head, int rows16, int columns16) {
-  return states + ((head * (kHead / 16) + rows16) * (kState / 16) + columns16) * kStatePiece + device::lane_index() * 8;
+ATTAMBA_DEVICE T* state_piece(T* states, int head, int rows16, int columns16, int lane) {
+  return states + ((head * (kHead / 16) + rows16) * (kState / 16) + columns16) * kStatePiece + lane * 8;
 }
 
 /// acc [16, 16] += m^T (w o v) over strips of the tile's rows, from columns `column` of m and `vectors` of `active`;
 /// weight(t) is w_t.
 template <class Weight>
 ATTAMBA_DEVICE void add_outer_products(float (&acc0)[4], float (&acc1)[4], const bf16* m, int stride, int column,
-                                       const Shared& shared, int vectors, int strips, const Weight& weight) {
-  const int q = device::lane_index() % 4;
+                                       const Shared& shared, int vectors, int strips, int lane, const Weight& weight) {
+  const int q = lane % 4;
   for (int strip = 0; strip < strips; ++strip) {
     std::uint32_t left[4], right[4];
-    load_left_transposed(left, m, stride, strip * kStripRows, column);
-    load_right(right, shared.active, shared.stride, strip * kStripRows, vectors);
+    load_left_transposed(left, m, stride, strip * kStripRows, column, lane);
+    load_right(right, shared.active, shared.stride, strip * kStripRows, vectors, lane);
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const int row = strip * kStripRows + i * 8 + 2 * q;
@@ -373,7 +389,7 @@ ATTAMBA_DEVICE void add_outer_products(float (&acc0)[4], float (&acc1)[4], const
 /// Starts the copy of a tile's rows of E columns; those after the last one get zeros up to the end of their strip.
 ATTAMBA_DEVICE void fetch_rows(const Tile& tile, const bf16* from, int stride, bf16* to) {
   constexpr int kPacks = kFusedHidden / 8;
-  for (int i = device::thread_index(); i < strip_count(tile.rows) * kStripRows * kPacks; i += kFusedThreads) {
+  for (int i = own_thread(); i < strip_count(tile.rows) * kStripRows * kPacks; i += kFusedThreads) {
     const int t = i / kPacks, column = i % kPacks * 8;
     const bool valid = t < tile.rows;
     device::copy_async_16(to + t * kHiddenStride + column, from + static_cast<std::int64_t>(valid ? t : 0) * stride + column,

@@ -49,14 +49,14 @@ ATTAMBA_DEVICE void score_products(const Sizes& s, const BackwardShared& shared,
       const bf16* tile = shared.score_tile(half, from, block);
       std::uint32_t left[4];
       if (is_c) {
-        load_left_transposed(left, tile, kScoreStride, 0, 0);
+        load_left_transposed(left, tile, kScoreStride, 0, 0, place.lane);
       } else {
-        load_left(left, tile, kScoreStride, 0, 0);
+        load_left(left, tile, kScoreStride, 0, 0, place.lane);
       }
 #pragma unroll
       for (int n = 0; n < kState; n += 16) {
         std::uint32_t right[4];
-        load_right(right, in.active, in.stride, other * kStripRows, column + n);
+        load_right(right, in.active, in.stride, other * kStripRows, column + n, place.lane);
         multiply(acc[n / 8], acc[n / 8 + 1], left, right);
       }
     }
@@ -71,7 +71,7 @@ ATTAMBA_DEVICE void add_products(const Sizes& s, const WarpPlace& place, int gro
     for (int n = 0; n < kState / 16; ++n) {
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
-        const auto pack = Pack<float>::read(product_piece<kState>(products, half, place.strip, n) + 4 * i);
+        const auto pack = Pack<float>::read(product_piece<kState>(products, place, half, n) + 4 * i);
 #pragma unroll
         for (int e = 0; e < 4; ++e) {
           acc[2 * n + i][e] += pack.value[e];
@@ -96,14 +96,12 @@ ATTAMBA_DEVICE void write_group(const BackwardShared& shared, const WarpPlace& p
 
 /// Sum over the rows of the lane's row's chunk from the lane's row on; rows of 32, `start` their chunks', `first` the first
 /// one.
-ATTAMBA_DEVICE float chunk_suffix(float value, const int* starts, int first) {
+ATTAMBA_DEVICE float chunk_suffix(float value, const int* starts, int first, int lane) {
 #pragma unroll
   for (int step = 1; step < kWarp; step *= 2) {
     const float later = shuffle_down(value, step);
-    const int row = first + lane_index() + step;
-    value += lane_index() + step < kWarp && row < kRows && load(starts + (row < kRows ? row : 0)) <= first + lane_index()
-                 ? later
-                 : 0.0f;
+    const int row = first + lane + step;
+    value += lane + step < kWarp && row < kRows && load(starts + (row < kRows ? row : 0)) <= first + lane ? later : 0.0f;
   }
   return value;
 }
@@ -113,7 +111,8 @@ template <int kState>
 ATTAMBA_DEVICE void step_gradient(const Sizes& s, const Inputs<bf16>& in, const Tile& tile, const BackwardShared& shared,
                                   int leaving, float* state, float* gradient, bf16* dzxbcdt) {
   constexpr int kParts = (kRows + kWarp - 1) / kWarp, kPieces = kFusedHead / 16 * (kState / 16);
-  for (int head = warp_index(); head < s.heads; head += kFusedWarps) {
+  const int thread = own_thread(), lane = thread % kWarp;
+  for (int head = thread / kWarp; head < s.heads; head += kFusedWarps) {
     const float rate = -exp(load(in.a_log + head));
     float whole = 0;
     if (leaving < kRows) {
@@ -125,8 +124,8 @@ ATTAMBA_DEVICE void step_gradient(const Sizes& s, const Inputs<bf16>& in, const 
       float sum = 0;
 #pragma unroll 1
       for (int piece = 0; piece < kPieces; ++piece) {
-        const float *a = state_piece<kFusedHead, kState>(state, head, 0, piece),
-                    *b = state_piece<kFusedHead, kState>(gradient, head, 0, piece);
+        const float *a = state_piece<kFusedHead, kState>(state, head, 0, piece, lane),
+                    *b = state_piece<kFusedHead, kState>(gradient, head, 0, piece, lane);
         sum += dot(a, 1, b, 1, 8);
       }
       whole += exp2_fast(load(shared.inputs.decay + head * kRows + kRows - 1)) * warp_sum(sum);
@@ -134,9 +133,9 @@ ATTAMBA_DEVICE void step_gradient(const Sizes& s, const Inputs<bf16>& in, const 
     float later[kParts], rate_sum = 0, bias_sum = 0;
 #pragma unroll
     for (int part = kParts - 1; part >= 0; --part) {
-      const int t = part * kWarp + lane_index(), next = (part + 1) * kWarp;
+      const int t = part * kWarp + lane, next = (part + 1) * kWarp;
       later[part] =
-          chunk_suffix(t < tile.rows ? load(shared.dlog + head * kRows + t) : 0.0f, shared.inputs.starts, part * kWarp);
+          chunk_suffix(t < tile.rows ? load(shared.dlog + head * kRows + t) : 0.0f, shared.inputs.starts, part * kWarp, lane);
       if (part + 1 < kParts) {
         const float rest = shuffle(later[part + 1], 0);
         later[part] += load(shared.inputs.starts + next) <= t ? rest : 0.0f;
@@ -152,7 +151,7 @@ ATTAMBA_DEVICE void step_gradient(const Sizes& s, const Inputs<bf16>& in, const 
     }
     rate_sum = warp_sum(rate_sum);
     bias_sum = warp_sum(bias_sum);
-    if (lane_index() == 0) {
+    if (lane == 0) {
       float trace = 0;
       for (int strip = 0; strip < strip_count(tile.rows); ++strip) {
         trace += load(shared.traces + strip * s.heads + head);
@@ -249,16 +248,16 @@ ATTAMBA_DEVICE void tile_gradient(const Sizes& s, const Inputs<bf16>& in, const 
   sync_block();
 }
 
-/// States at the entries of the walk's tiles; returns their number.
+/// States at the entries of the walk's tiles; returns the last one's first row.
 template <int kState>
 ATTAMBA_DEVICE int entry_states(const Sizes& s, const Inputs<bf16>& in, const Shared& shared, int begin, int limit,
                                 float* states) {
   constexpr int kStateSize = kFusedHidden * kState;
-  for (int count = 0;; ++count, begin += kRows) {
+  for (;; begin += kRows) {
     const Tile tile = cut_tile(s, in, begin, limit, shared.starts);
     if (tile.rows == 0 || tile.last) {
       sync_block();
-      return tile.rows == 0 ? count : count + 1;
+      return tile.rows == 0 ? begin - kRows : begin;
     }
     const int leaving = leaving_chunk(s, in, tile);
     sync_block();
@@ -277,17 +276,17 @@ ATTAMBA_DEVICE int entry_states(const Sizes& s, const Inputs<bf16>& in, const Sh
 ATTAMBA_DEVICE void write_partials(const Sizes& s, const BackwardShared& shared, float* partial, bool taps_written) {
   sync_block();
   const int taps = s.channels * kFusedTaps;
-  for (int i = thread_index(); i < kFusedHidden; i += kFusedThreads) {
+  for (int i = own_thread(); i < kFusedHidden; i += kFusedThreads) {
     float sum = 0;
     for (int strip = 0; strip < kStrips; ++strip) {
       sum += load(shared.norm_sums + strip * kFusedHidden + i);
     }
     store(partial + taps + i, sum);
   }
-  for (int i = thread_index(); i < 3 * s.heads; i += kFusedThreads) {
+  for (int i = own_thread(); i < 3 * s.heads; i += kFusedThreads) {
     store(partial + taps + kFusedHidden + i, load(shared.head_sums + i));
   }
-  for (int i = thread_index(); i < taps && !taps_written; i += kFusedThreads) {
+  for (int i = own_thread(); i < taps && !taps_written; i += kFusedThreads) {
     store(partial + i, 0.0f);
   }
 }
@@ -300,28 +299,28 @@ chunk_scan_backward_kernel(Sizes given, Inputs<bf16> in, const bf16* dout, bf16*
   float* partial = partials + static_cast<std::int64_t>(block_x()) * s.partial_size();
   bool taps_written = false;
   load_weights(s, in, shared.inputs);
-  for (int i = thread_index(); i < 3 * s.heads; i += kFusedThreads) {
+  for (int i = own_thread(); i < 3 * s.heads; i += kFusedThreads) {
     store(shared.head_sums + i, 0.0f);
   }
-  for (int i = thread_index(); i < kStrips * kFusedHidden; i += kFusedThreads) {
+  for (int i = own_thread(); i < kStrips * kFusedHidden; i += kFusedThreads) {
     store(shared.norm_sums + i, 0.0f);
   }
   for (int range = block_x(); range * kRange < s.rows; range += grid_x()) {
     const int begin = first_chunk(s, in, range), other = passing.shared_out() ? shared_tile(s, in, range) : -1;
-    int tiles = begin < 0 ? 0 : 1;
+    int at = other < 0 ? begin : other;
     if (begin >= 0 && !passing.shared_out()) {
-      tiles = entry_states<kState>(s, in, shared.inputs, begin, (range + 1) * kRange, passing.states);
+      at = entry_states<kState>(s, in, shared.inputs, begin, (range + 1) * kRange, passing.states);
     }
-    for (int i = other < 0 ? tiles - 1 : tiles; i >= 0; --i) {
-      const bool shared_one = i == tiles;
+    while (at >= 0) {
+      const bool shared_one = passing.shared_out() && at != begin;
       Step step{};
-      step.tile = cut_tile(s, in, shared_one ? other : begin + i * kRows, shared_one ? other : (range + 1) * kRange,
-                           shared.inputs.starts);
+      step.tile = cut_tile(s, in, at, shared_one ? at : (range + 1) * kRange, shared.inputs.starts);
       step.leaving = step.tile.last ? kRows : leaving_chunk(s, in, step.tile);
       step.add_taps = taps_written;
       sync_block();
       tile_gradient<kState>(s, in, shared, passing, step, dout, dzxbcdt, partial);
       taps_written = true;
+      at = shared_one ? begin : at > begin ? at - kRows : -1;
     }
   }
   write_partials(s, shared, partial, taps_written);

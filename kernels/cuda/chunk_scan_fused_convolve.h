@@ -20,7 +20,7 @@ ATTAMBA_DEVICE void convolve_backward(const Sizes& s, const Inputs<bf16>& in, co
                                       int leaving, const Edges& edges, float* taps, bf16* dzxbcdt) {
   constexpr int kWide = 4;
   const int packs = s.channels / kWide;
-  for (int item = thread_index(); item < packs * strip_count(tile.rows); item += kFusedThreads) {
+  for (int item = own_thread(); item < packs * strip_count(tile.rows); item += kFusedThreads) {
     const int channel = item % packs * kWide, strip = item / packs, first = strip * kStripRows;
     float weight[kFusedTaps][kWide], x[kFusedTaps][kWide] = {}, dx[kFusedTaps][kWide] = {}, dweight[kFusedTaps][kWide] = {};
 #pragma unroll
@@ -141,7 +141,7 @@ ATTAMBA_DEVICE void convolve_backward(const Sizes& s, const Inputs<bf16>& in, co
 
 /// partial [channels, kFusedTaps] = or += the strips' taps.
 ATTAMBA_DEVICE void sum_taps(const Sizes& s, int strips, const float* taps, float* partial, bool add) {
-  for (int i = thread_index(); i < s.channels * kFusedTaps; i += kFusedThreads) {
+  for (int i = own_thread(); i < s.channels * kFusedTaps; i += kFusedThreads) {
     float sum = add ? load(partial + i) : 0.0f;
     for (int strip = 0; strip < strips; ++strip) {
       sum += load(taps + (strip * kFusedTaps + i % kFusedTaps) * s.channels + i / kFusedTaps);

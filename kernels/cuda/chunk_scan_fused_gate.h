@@ -45,8 +45,7 @@ struct BackwardShared {
 };
 
 /// Transposes words over the four lanes that share rows: lane q's word i and lane i's word q change places.
-ATTAMBA_DEVICE void transpose_quad(std::uint32_t (&word)[4]) {
-  const int q = device::lane_index() % 4;
+ATTAMBA_DEVICE void transpose_quad(std::uint32_t (&word)[4], int q) {
 #pragma unroll
   for (int bit = 1; bit < 4; bit *= 2) {
     const bool upper = (q & bit) != 0;
@@ -62,8 +61,7 @@ ATTAMBA_DEVICE void transpose_quad(std::uint32_t (&word)[4]) {
 }
 
 /// Sums eight values over the eight lanes of a column, and returns the one of value[lane / 4].
-ATTAMBA_DEVICE float sum_columns(float (&value)[8]) {
-  const int lane = device::lane_index();
+ATTAMBA_DEVICE float sum_columns(float (&value)[8], int lane) {
 #pragma unroll
   for (int half = 4; half >= 1; half /= 2) {
     const bool upper = (lane & 4 * half) != 0;
@@ -88,7 +86,7 @@ ATTAMBA_DEVICE void gate_backward(const Sizes& s, const Inputs<bf16>& in, const 
   constexpr int kHeads = kHalf / kFusedHead, kTiles = kFusedHead / 8;
   static_assert(kTiles == 4, "a lane's columns of a head are 16 bytes");
   float y[kHeads][kTiles][4] = {};  // without the skip
-  std::uint32_t z[kHeads][2][kTiles];
+  std::uint32_t z[kHeads][2][kTiles] = {};
   const auto x_pair = [&](int row, int column) {
     return load_pair(shared.inputs.active + place.row(row) * shared.inputs.stride + column);
   };
@@ -97,7 +95,9 @@ ATTAMBA_DEVICE void gate_backward(const Sizes& s, const Inputs<bf16>& in, const 
     float squares[2] = {}, dots[2] = {};
 #pragma unroll
     for (int h = 0; h < kHeads; ++h) {
-      device::sync_warp();  // one head's loads at a time: all at once do not fit the registers
+      if (never(s, h)) {
+        break;
+      }
       const float skip = device::load(in.d_skip + place.first_head<kFusedHead>() + h);
 #pragma unroll
       for (int row = 0; row < 2; ++row) {
@@ -110,7 +110,7 @@ ATTAMBA_DEVICE void gate_backward(const Sizes& s, const Inputs<bf16>& in, const 
         for (int i = 0; i < kTiles; ++i) {
           z[h][row][i] = raw.word[i];
         }
-        transpose_quad(z[h][row]);
+        transpose_quad(z[h][row], place.q);
 #pragma unroll
         for (int i = 0; i < kTiles; ++i) {
           const int column = place.column<kFusedHead>(h) + i * 8;
@@ -154,6 +154,9 @@ ATTAMBA_DEVICE void gate_backward(const Sizes& s, const Inputs<bf16>& in, const 
     float columns[8] = {};
 #pragma unroll
     for (int row = 0; row < 2; ++row) {
+      if (never(s, kHeads + 2 * h + row)) {
+        return;
+      }
       float row_sum = 0;
 #pragma unroll
       for (int i = 0; i < kTiles; ++i) {
@@ -180,7 +183,7 @@ ATTAMBA_DEVICE void gate_backward(const Sizes& s, const Inputs<bf16>& in, const 
       if (place.q == 0) {
         device::store(shared.dlog + head * kRows + place.row(row), row_sum);
       }
-      transpose_quad(z[h][row]);
+      transpose_quad(z[h][row], place.q);
       if (dzxbcdt != nullptr && place.row(row) < tile.rows) {
         Bytes16 raw;
 #pragma unroll
@@ -193,7 +196,7 @@ ATTAMBA_DEVICE void gate_backward(const Sizes& s, const Inputs<bf16>& in, const 
             raw);
       }
     }
-    const float sum = sum_columns(columns);
+    const float sum = sum_columns(columns, place.lane);
     if (dzxbcdt != nullptr) {
       float* sums = shared.norm_sums + place.strip * kFusedHidden + norm_column(place, h);
       device::store(sums, device::load(sums) + sum);

@@ -14,12 +14,13 @@ ATTAMBA_DEVICE float quad_sum(float value) {
 /// A warp's strip of rows and half of the columns, and its lane's place in fragments. Made anew for each part of a tile's work:
 /// addresses that follow from it would otherwise be kept from part to part, in more registers than there are.
 struct WarpPlace {
-  int strip, half, g, q;
+  int strip, half, lane, g, q;
 
   ATTAMBA_DEVICE WarpPlace() {
-    const int thread = device::opaque(device::thread_index()), warp = thread / device::kWarp, lane = thread % device::kWarp;
+    const int thread = own_thread(), warp = thread / device::kWarp;
     strip = warp / kHalves;
     half = warp % kHalves;
+    lane = thread % device::kWarp;
     g = lane / 4;
     q = lane % 4;
   }
@@ -38,7 +39,8 @@ struct WarpPlace {
 
 /// acc [16, 16] = rows of a and of b times each other, over kState columns from a_column and b_column of `active`.
 template <int kState>
-ATTAMBA_DEVICE void row_products(float (&acc)[2][4], const Shared& shared, int a_row, int a_column, int b_row, int b_column) {
+ATTAMBA_DEVICE void row_products(float (&acc)[2][4], const Shared& shared, int a_row, int a_column, int b_row, int b_column,
+                                 int lane) {
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
     acc[0][i] = acc[1][i] = 0;
@@ -46,8 +48,8 @@ ATTAMBA_DEVICE void row_products(float (&acc)[2][4], const Shared& shared, int a
 #pragma unroll
   for (int n = 0; n < kState; n += 16) {
     std::uint32_t left[4], right[4];
-    load_left(left, shared.active, shared.stride, a_row, a_column + n);
-    load_right_transposed(right, shared.active, shared.stride, b_row, b_column + n);
+    load_left(left, shared.active, shared.stride, a_row, a_column + n, lane);
+    load_right_transposed(right, shared.active, shared.stride, b_row, b_column + n, lane);
     multiply(acc[0], acc[1], left, right);
   }
 }
@@ -75,25 +77,28 @@ ATTAMBA_DEVICE void mix_block(float (&acc)[kHead / 8][4], const float (&scores)[
 #pragma unroll
   for (int p = 0; p < kHead; p += 16) {
     std::uint32_t right[4];
-    load_right(right, shared.active, shared.stride, block * kStripRows, head * kHead + p);
+    load_right(right, shared.active, shared.stride, block * kStripRows, head * kHead + p, place.lane);
     multiply(acc[p / 8], acc[p / 8 + 1], left, right);
   }
 }
 
-/// acc [16, 16] += rows [16, N] of `active` times columns p 16 .. p 16 + 15 of a head's S^T, in pieces.
+/// acc [16, kHead] += the strip's rows [16, N] of `active`, from `column` on, times a head's S^T, in pieces.
 template <int kHead, int kState>
-ATTAMBA_DEVICE void multiply_pieces(float (&acc)[2][4], const Shared& shared, int row, int column, const float* state, int head,
-                                    int p) {
-#pragma unroll
+ATTAMBA_DEVICE void multiply_pieces(float (&acc)[kHead / 8][4], const Shared& shared, const WarpPlace& place, int column,
+                                    const float* state, int head) {
+#pragma unroll 1  // all pieces at once do not fit the registers
   for (int n = 0; n < kState / 16; ++n) {
     std::uint32_t left[4];
-    load_left(left, shared.active, shared.stride, row, column + n * 16);
-    const float* piece = state_piece<kHead, kState>(state, head, p, n);
-    const auto low = device::Pack<float>::read(piece), high = device::Pack<float>::read(piece + 4);
-    const std::uint32_t right[4] = {
-        device::pack_bf16(low.value[0], low.value[1]), device::pack_bf16(high.value[0], high.value[1]),
-        device::pack_bf16(low.value[2], low.value[3]), device::pack_bf16(high.value[2], high.value[3])};
-    multiply(acc[0], acc[1], left, right);
+    load_left(left, shared.active, shared.stride, place.first_row(), column + n * 16, place.lane);
+#pragma unroll
+    for (int p = 0; p < kHead / 16; ++p) {
+      const float* piece = state_piece<kHead, kState>(state, head, p, n, place.lane);
+      const auto low = device::Pack<float>::read(piece), high = device::Pack<float>::read(piece + 4);
+      const std::uint32_t right[4] = {
+          device::pack_bf16(low.value[0], low.value[1]), device::pack_bf16(high.value[0], high.value[1]),
+          device::pack_bf16(low.value[2], low.value[3]), device::pack_bf16(high.value[2], high.value[3])};
+      multiply(acc[2 * p], acc[2 * p + 1], left, right);
+    }
   }
 }
 
@@ -107,14 +112,13 @@ ATTAMBA_DEVICE void add_entry(float (&acc)[kHead / 8][4], const Shared& shared, 
   for (int i = 0; i < 2; ++i) {
     entry[i] = start[i] < 0 ? device::exp2_fast(device::load(decay + place.row(i))) : 0.0f;
   }
+  float sum[kHead / 8][4] = {};
+  multiply_pieces<kHead, kState>(sum, shared, place, c, state, head);
 #pragma unroll
-  for (int p = 0; p < kHead / 16; ++p) {
-    float sum[2][4] = {};
-    multiply_pieces<kHead, kState>(sum, shared, place.first_row(), c, state, head, p);
+  for (int tile = 0; tile < kHead / 8; ++tile) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      acc[2 * p][i] += entry[i / 2] * sum[0][i];
-      acc[2 * p + 1][i] += entry[i / 2] * sum[1][i];
+      acc[tile][i] += entry[i / 2] * sum[tile][i];
     }
   }
 }
@@ -133,7 +137,8 @@ ATTAMBA_DEVICE void mix(const Sizes& s, const Shared& shared, const WarpPlace& p
       const int head = place.first_head<kHead>() + h;
       if (h == 0 || head % per_group == 0) {
         const int group = head / per_group;
-        row_products<kState>(scores, shared, place.first_row(), s.c_column(group), block * kStripRows, s.b_column(group));
+        row_products<kState>(scores, shared, place.first_row(), s.c_column(group), block * kStripRows, s.b_column(group),
+                             place.lane);
       }
       mix_block<kHead>(y[h], scores, shared, place, block, head, start);
     }
@@ -153,14 +158,15 @@ template <int kHead, int kState, class Weight>
 ATTAMBA_DEVICE void pass_outer_products(const Sizes& s, const bf16* m, int stride, const Shared& shared, bool with_c,
                                         int strips, const float* before, float* to, const Weight& weight) {
   constexpr int kBlocks = kFusedHidden / 16;
-  for (int block = device::warp_index(); block < kBlocks; block += kFusedWarps) {
+  const int thread = own_thread(), lane = thread % device::kWarp;
+  for (int block = thread / device::kWarp; block < kBlocks; block += kFusedWarps) {
     const int head = block / (kHead / 16), rows16 = block % (kHead / 16), group = head / (s.heads / s.groups);
     const float kept = device::exp2_fast(device::load(shared.decay + head * kRows + kRows - 1));
 #pragma unroll 1
     for (int n = 0; n < kState / 16; ++n) {
       float acc[2][4] = {};
       add_outer_products(acc[0], acc[1], m, stride, block * 16, shared,
-                         (with_c ? s.c_column(group) : s.b_column(group)) + n * 16, strips,
+                         (with_c ? s.c_column(group) : s.b_column(group)) + n * 16, strips, lane,
                          [&](int t) { return weight(head, t); });
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
@@ -170,13 +176,13 @@ ATTAMBA_DEVICE void pass_outer_products(const Sizes& s, const bf16* m, int strid
           pack.value[e] = acc[i][e];
         }
         if (before != nullptr) {
-          const auto old = device::Pack<float>::read(state_piece<kHead, kState>(before, head, rows16, n) + 4 * i);
+          const auto old = device::Pack<float>::read(state_piece<kHead, kState>(before, head, rows16, n, lane) + 4 * i);
 #pragma unroll
           for (int e = 0; e < 4; ++e) {
             pack.value[e] += kept * old.value[e];
           }
         }
-        pack.write(state_piece<kHead, kState>(to, head, rows16, n) + 4 * i);
+        pack.write(state_piece<kHead, kState>(to, head, rows16, n, lane) + 4 * i);
       }
     }
   }

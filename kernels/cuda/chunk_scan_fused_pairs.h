@@ -11,25 +11,24 @@ using namespace device;
 constexpr int kWarpHeads = kHalf / kFusedHead;
 
 template <int kState>
-ATTAMBA_DEVICE float* product_piece(float* products, int half, int strip, int n) {
-  return products + ((half * kStrips + strip) * (kState / 16) + n) * kStatePiece + lane_index() * 8;
+ATTAMBA_DEVICE float* product_piece(float* products, const WarpPlace& place, int half, int n) {
+  return products + ((half * kStrips + place.strip) * (kState / 16) + n) * kStatePiece + place.lane * 8;
 }
 
 // ------------------------------------------------------------------------------------------------ terms of passed states
 /// acc [16, 16] += rows [16, kFusedHead] of m times a head's state, columns n 16 .. n 16 + 15. The state's pieces are laid out
 /// for sums over N; this one is over E/Hs, so elements are gathered.
 template <int kState>
-ATTAMBA_DEVICE void multiply_state(float (&acc)[2][4], const bf16* m, int stride, int row, int column, const float* state,
+ATTAMBA_DEVICE void multiply_state(float (&acc)[2][4], const WarpPlace& place, const bf16* m, int stride, const float* state,
                                    int head, int n) {
-  const int g = lane_index() / 4, q = lane_index() % 4;
 #pragma unroll
   for (int p = 0; p < kFusedHead / 16; ++p) {
     const float* piece = state + ((head * (kFusedHead / 16) + p) * (kState / 16) + n) * kStatePiece;
     std::uint32_t left[4], right[4];
-    load_left(left, m, stride, row, column + p * 16);
+    load_left(left, m, stride, place.first_row(), head * kFusedHead + p * 16, place.lane);
 #pragma unroll
     for (int i = 0; i < 4; ++i) {  // rows 2q, 2q + 1 (+ 8 for odd i) of column g (+ 8 for i > 1)
-      const float* from = piece + (2 * q * 4 + g / 2) * 8 + i / 2 * 4 + i % 2 * 2 + g % 2;
+      const float* from = piece + (2 * place.q * 4 + place.g / 2) * 8 + i / 2 * 4 + i % 2 * 2 + place.g % 2;
       right[i] = pack_bf16(load(from), load(from + 4 * 8));
     }
     multiply(acc[0], acc[1], left, right);
@@ -47,7 +46,7 @@ ATTAMBA_DEVICE void state_products(const WarpPlace& place, const bf16* m, int st
     for (int h = 0; h < kWarpHeads; ++h) {
       const int head = place.first_head<kFusedHead>() + h;
       float acc[2][4] = {};
-      multiply_state<kState>(acc, m, stride, place.first_row(), head * kFusedHead, state, head, n);
+      multiply_state<kState>(acc, place, m, stride, state, head, n);
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         const float f = factor(head, place.row(i));
@@ -58,7 +57,7 @@ ATTAMBA_DEVICE void state_products(const WarpPlace& place, const bf16* m, int st
         }
       }
     }
-    float* piece = product_piece<kState>(products, place.half, place.strip, n);
+    float* piece = product_piece<kState>(products, place, place.half, n);
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       Pack<float> pack;
@@ -88,8 +87,8 @@ ATTAMBA_DEVICE void pair_block(const BackwardShared& shared, const WarpPlace& pl
 #pragma unroll
   for (int p = 0; p < kFusedHead; p += 16) {
     std::uint32_t left[4], right[4];
-    load_left(left, in.active, in.stride, place.first_row(), head * kFusedHead + p);
-    load_right_transposed(right, shared.dy, kHiddenStride, block * kStripRows, head * kFusedHead + p);
+    load_left(left, in.active, in.stride, place.first_row(), head * kFusedHead + p, place.lane);
+    load_right_transposed(right, shared.dy, kHiddenStride, block * kStripRows, head * kFusedHead + p, place.lane);
     multiply(gradient[0], gradient[1], left, right);
   }
 #pragma unroll
@@ -116,7 +115,7 @@ ATTAMBA_DEVICE void pair_block(const BackwardShared& shared, const WarpPlace& pl
 #pragma unroll
   for (int p = 0; p < kFusedHead; p += 16) {
     std::uint32_t right[4];
-    load_right(right, shared.dy, kHiddenStride, block * kStripRows, head * kFusedHead + p);
+    load_right(right, shared.dy, kHiddenStride, block * kStripRows, head * kFusedHead + p, place.lane);
     multiply(dx[p / 8], dx[p / 8 + 1], left, right);
   }
 }
@@ -134,21 +133,18 @@ ATTAMBA_DEVICE float exit_gradient(const Sizes& s, const BackwardShared& shared,
   for (int i = 0; i < 2; ++i) {
     exit[i] = place.row(i) >= leaving ? exp2_fast(load(decay + kRows - 1) - load(decay + place.row(i))) : 0.0f;
   }
+  float sum[kFusedHead / 8][4] = {};
+  multiply_pieces<kFusedHead, kState>(sum, in, place, b, gradient, head);
 #pragma unroll
-  for (int p = 0; p < kFusedHead / 16; ++p) {
-    float sum[2][4] = {};
-    multiply_pieces<kFusedHead, kState>(sum, in, place.first_row(), b, gradient, head, p);
+  for (int tile = 0; tile < kFusedHead / 8; ++tile) {
 #pragma unroll
-    for (int j = 0; j < 2; ++j) {
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        const int column = head * kFusedHead + p * 16 + j * 8 + 2 * place.q;
-        const std::uint32_t x = load_pair(in.active + place.row(i) * in.stride + column);
-        const float weight = exit[i] * load(delta + place.row(i));
-        dots[i] += low_half(x) * sum[j][2 * i] + high_half(x) * sum[j][2 * i + 1];
-        dx[2 * p + j][2 * i] += weight * sum[j][2 * i];
-        dx[2 * p + j][2 * i + 1] += weight * sum[j][2 * i + 1];
-      }
+    for (int i = 0; i < 2; ++i) {
+      const int column = head * kFusedHead + tile * 8 + 2 * place.q;
+      const std::uint32_t x = load_pair(in.active + place.row(i) * in.stride + column);
+      const float weight = exit[i] * load(delta + place.row(i));
+      dots[i] += low_half(x) * sum[tile][2 * i] + high_half(x) * sum[tile][2 * i + 1];
+      dx[tile][2 * i] += weight * sum[tile][2 * i];
+      dx[tile][2 * i + 1] += weight * sum[tile][2 * i + 1];
     }
   }
 #pragma unroll
@@ -190,12 +186,12 @@ ATTAMBA_DEVICE void pair_gradient(const Sizes& s, const Inputs<bf16>& in, const 
   while (place.strip + blocks < strips && load(shared.inputs.starts + (place.strip + blocks) * kStripRows) <= last_row) {
     ++blocks;
   }
-  float scores[kStrips][2][4], dscores[kStrips][2][4] = {};
+  float scores[kStrips][2][4] = {}, dscores[kStrips][2][4] = {};
 #pragma unroll
   for (int b = 0; b < kStrips; ++b) {
     if (b < blocks) {
       row_products<kState>(scores[b], shared.inputs, place.first_row(), s.b_column(group), (place.strip + b) * kStripRows,
-                           s.c_column(group));
+                           s.c_column(group), place.lane);
     }
   }
 #pragma unroll 1
@@ -224,7 +220,7 @@ ATTAMBA_DEVICE void pair_gradient(const Sizes& s, const Inputs<bf16>& in, const 
     }
     terms = warp_sum(terms);
     const float trace = warp_sum(sums.trace);
-    if (lane_index() == 0) {
+    if (place.lane == 0) {
       store(shared.traces + place.strip * s.heads + head, trace);
       store(shared.terms + place.strip * s.heads + head, terms);
     }

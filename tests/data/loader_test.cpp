@@ -266,18 +266,20 @@ TEST_F(LoaderTest, StopsWhileWaiting) {
 }
 
 TEST_F(LoaderTest, StoppingWaitsNoLongerThanAsked) {
-  std::atomic<bool> stuck = true;
+  std::atomic<bool> stuck = true, asked = false;
   Loader loader(
       SampleSource(one()),
       [&](std::uint64_t k) {
+        asked = k == 2;
         while (k == 2 && stuck) {  // like a file server that does not answer
           std::this_thread::sleep_for(std::chrono::milliseconds(1));
         }
         return std::vector<std::uint64_t>{k};
       },
       4);
-  loader.next();
-  loader.next();
+  while (!asked) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  }
   EXPECT_FALSE(loader.stop(0.02));
   stuck = false;
   EXPECT_TRUE(loader.stop(60));

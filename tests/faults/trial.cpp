@@ -162,6 +162,11 @@ std::string damage(const Plan& plan, const Training& training) {
 
 /// What interrupted writes leave behind, in the way of the next ones.
 void leave_something(const Plan& plan, const Training& training) {
+  if (!fs::exists(training.run() / "config.toml")) {  // a run that is not there yet leaves nothing else
+    fs::create_directories(training.run());
+    std::ofstream(training.run() / "config.toml.tmp") << "[mod";
+    return;
+  }
   const fs::path checkpoints = training.run() / "checkpoints";
   const bool some = !training.checkpoints().empty();
   const std::string next = concat("step-0000000", some ? "12" : "06");

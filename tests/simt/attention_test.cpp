@@ -288,20 +288,22 @@ TEST(SimtAttentionCounts, StayNearTheLeast) {
     double bytes = 0, products = 0;
   } forward, backward;
   for (const char* kernel :
-       {"attention", "attention_backward: queries", "attention_backward: local keys", "attention_backward: compact keys"}) {
+       {"attention", "attention_backward: statistics", "attention_backward: tokens", "attention_backward: compact keys"}) {
     const Counters counts = counters(kernel);
     auto& sum = std::string(kernel) == "attention" ? forward : backward;
     sum.bytes += static_cast<double>(bytes(counts));
     sum.products += static_cast<double>(counts.matrix_products);
     RecordProperty(concat(kernel, ", bytes"), std::to_string(bytes(counts)));
     RecordProperty(concat(kernel, ", products"), std::to_string(counts.matrix_products));
+    EXPECT_GT(counts.launches, 0) << kernel;
     EXPECT_EQ(counts.matrix_load_conflicts, 0) << kernel;
   }
   EXPECT_LT(forward.bytes, 1.6 * (4 * tensor + lse));
   EXPECT_LT(forward.products, 1.4 * 2 * product);
-  // Three passes: each reads q and dout, two of them k and v, and scores are computed again where keys are owned.
-  EXPECT_LT(backward.bytes, 2.25 * (8 * tensor + lse));
-  EXPECT_LT(backward.products, 1.9 * 5 * product);
+  // Compact keys read q and dout once more. Scores and dP are computed for queries and again for keys: 7 products instead of 5,
+  // in whole tiles of keys that some of their queries do not see.
+  EXPECT_LT(backward.bytes, 1.9 * (8 * tensor + lse));
+  EXPECT_LT(backward.products, 1.95 * 5 * product);
 }
 
 INSTANTIATE_TEST_SUITE_P(Tables, SimtAttention, testing::ValuesIn(cases()),

@@ -374,6 +374,7 @@ TEST(ChunkScanCuda, FusedKernelsMoveLittleMoreThanTheirInputsAndOutputs) {
     run_cuda<bfloat16>(p);
     const auto per_token = [&](const char* kernel) {
       const Counters c = counters(kernel);
+      EXPECT_GT(c.launches, 0) << "no kernel is called " << kernel;
       return static_cast<double>(c.global_loaded + c.global_stored + c.copied_async) / static_cast<double>(p.rows);
     };
     const double inputs = 2.0 * static_cast<double>(p.shape.projection()), outputs = 2.0 * static_cast<double>(p.shape.hidden);

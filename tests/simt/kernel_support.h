@@ -56,6 +56,7 @@ inline double bytes_of(std::initializer_list<const char*> kernels) {
   std::int64_t bytes = 0;
   for (const char* kernel : kernels) {
     const Counters c = counters(kernel);
+    EXPECT_GT(c.launches, 0) << "no kernel is called " << kernel;
     bytes += c.global_loaded + c.global_stored + c.copied_async;
   }
   return static_cast<double>(bytes);

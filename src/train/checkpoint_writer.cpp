@@ -12,8 +12,8 @@ namespace attamba {
 
 namespace {
 
-DeviceRuntime& device_of(const std::vector<StateSlice>& slices) {
-  return runtime(slices.empty() ? Device::cpu : slices.front().values.device);
+Device device_of(const std::vector<StateSlice>& slices) {
+  return slices.empty() ? Device::cpu : slices.front().values.device;
 }
 
 /// Adds the seconds of its life.
@@ -63,7 +63,7 @@ std::vector<StateSlice> CheckpointWriter::snapshot(const std::vector<StateSlice>
   for (const StateSlice& slice : slices) {
     bytes += align_up(slice.bytes());
   }
-  const Device device = slices.empty() ? Device::cpu : slices.front().values.device;
+  const Device device = device_of(slices);
   if (bytes > snapshot_bytes_ || device != snapshot_device_) {
     snapshot_ = PinnedMemory();
     snapshot_ = PinnedMemory(device, bytes, "a checkpoint on its way to the disk");
@@ -121,7 +121,7 @@ void CheckpointWriter::commit() {
 }
 
 void CheckpointWriter::save(const TrainingState& state, const std::vector<StateSlice>& slices) {
-  const NamedRange range(device_of(slices), "save");
+  const NamedRange range(runtime(device_of(slices)), "save");
   const Stopwatch stall(stall_seconds_);
   if (in_flight_) {
     const double began = monotonic_seconds();
@@ -177,12 +177,11 @@ void CheckpointWriter::evaluated(const TrainingState& state) {
 }
 
 void CheckpointWriter::save_now(const TrainingState& state, const std::vector<StateSlice>& slices) {
-  const NamedRange range(device_of(slices), "save");
+  const NamedRange range(runtime(device_of(slices)), "save");
   finish();
   if (saved_step_ != state.step) {
     // On a device the file is written from a copy all the same; on the CPU nothing changes the values meanwhile.
-    const bool on_host = slices.empty() || slices.front().values.device == Device::cpu;
-    begin(state, slices, !on_host);
+    begin(state, slices, device_of(slices) != Device::cpu);
     commit();
     wait_for_cleaning();
   }

@@ -19,7 +19,7 @@
 #include "src/core/error.h"
 #include "src/core/random.h"
 #include "tests/faults/trial.h"
-#include "tests/launch/small_data.h"
+#include "tests/launch/small_training.h"
 
 namespace attamba::faults {
 namespace {

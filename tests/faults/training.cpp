@@ -7,6 +7,7 @@
 
 #include "src/core/error.h"
 #include "tests/core/temporary_folder.h"
+#include "tests/launch/small_training.h"
 
 namespace attamba::faults {
 
@@ -20,25 +21,6 @@ ranks=$1 pids=() worst=0; shift
 for ((rank = 0; rank < ranks; rank++)); do ATTAMBA_RANK=$rank "$@" & pids+=($!); done
 for pid in "${pids[@]}"; do wait "$pid"; code=$?; ((code <= worst)) || worst=$code; done
 exit $worst)";
-
-const std::vector<std::string> kModel{"train",
-                                      "--model.vocab_size=300",
-                                      "--model.dim=32",
-                                      "--model.n_layers=2",
-                                      "--model.n_heads=2",
-                                      "--model.ffn_dim=48",
-                                      "--model.ssm.hidden=16",
-                                      "--model.ssm.state=8",
-                                      "--model.ssm.heads=2",
-                                      "--model.chunking.size=4",
-                                      "--model.chunking.leading_tokens=3",
-                                      "--data.sequence_length=24",
-                                      "--optim.warmup=2",
-                                      "--train.micro_batch=1",
-                                      "--train.global_batch=5",
-                                      "--train.deterministic=true",
-                                      "--train.log_every=1",
-                                      "--eval.every=12"};
 
 }  // namespace
 
@@ -56,9 +38,13 @@ std::vector<std::string> Training::command(const Start& start) const {
     words = {"bash", "-c", kStartRanks, "start_ranks", ranks};
   }
   words.push_back(laboratory_.program);
-  words.insert(words.end(), kModel.begin(), kModel.end());
+  words.emplace_back("train");
+  for (const auto& [key, value] : small_training()) {
+    words.push_back(concat("--", key, '=', value));
+  }
   for (const std::string& more :
-       {concat("--train.steps=", Laboratory::kSteps), concat("--checkpoint.every=", Laboratory::kEvery),
+       {std::string("--train.global_batch=5"), std::string("--train.deterministic=true"), std::string("--eval.every=12"),
+        concat("--train.steps=", Laboratory::kSteps), concat("--checkpoint.every=", Laboratory::kEvery),
         concat("--checkpoint.keep=", Laboratory::kKeep),
         concat("--checkpoint.background=", start.background ? "true" : "false"),
         concat("--data.train=", (laboratory_.data / "train").string()),

@@ -13,7 +13,7 @@
 #include "tests/core/temporary_folder.h"
 #include "tests/launch/mpirun.h"
 #include "tests/launch/shell.h"
-#include "tests/launch/small_data.h"
+#include "tests/launch/small_training.h"
 
 namespace attamba {
 
@@ -40,12 +40,12 @@ class Training : public testing::Test {
   static std::filesystem::path run_folder(const std::string& name) { return folder_ / name; }
 
   static std::string arguments(const std::string& name, const std::string& more) {
+    std::string words = " train";
+    for (const auto& [key, value] : small_training()) {
+      words += concat(" --", key, ' ', value);
+    }
     return concat(
-        " train --model.vocab_size 300 --model.dim 32 --model.n_layers 2 --model.n_heads 2 --model.ffn_dim 48 "
-        "--model.ssm.hidden 16 --model.ssm.state 8 --model.ssm.heads 2 --model.chunking.size 4 --model.chunking.leading_tokens "
-        "3 "
-        "--data.sequence_length 24 --train.steps 6 --optim.warmup 2 --train.micro_batch 1 --train.global_batch 5 "
-        "--train.log_every 1 --eval.every 3 --checkpoint.every 3 --checkpoint.keep 0 --data.train ",
+        words, " --train.steps 6 --train.global_batch 5 --eval.every 3 --checkpoint.every 3 --checkpoint.keep 0 --data.train ",
         (folder_ / "data/train").string(), " --data.valid ", (folder_ / "data/valid").string(), " --run.folder ",
         run_folder(name).string(), ' ', more);
   }

@@ -23,7 +23,7 @@
 #include "tests/core/temporary_folder.h"
 #include "tests/launch/mpirun.h"
 #include "tests/launch/shell.h"
-#include "tests/launch/small_data.h"
+#include "tests/launch/small_training.h"
 
 namespace attamba {
 
@@ -145,28 +145,17 @@ class Reliability : public testing::Test {
 
   /// Settings of a run that ends on its own only after `train.steps`.
   static Keys keys(const std::string& name, const Keys& more) {
-    Keys all{{"model.vocab_size", "300"},
-             {"model.dim", "32"},
-             {"model.n_layers", "2"},
-             {"model.n_heads", "2"},
-             {"model.ffn_dim", "48"},
-             {"model.ssm.hidden", "16"},
-             {"model.ssm.state", "8"},
-             {"model.ssm.heads", "2"},
-             {"model.chunking.size", "4"},
-             {"model.chunking.leading_tokens", "3"},
-             {"data.sequence_length", "24"},
-             {"train.steps", "100000"},
-             {"optim.warmup", "2"},
-             {"optim.schedule", "constant"},
-             {"train.micro_batch", "1"},
-             {"train.global_batch", "6"},
-             {"train.log_every", "1"},
-             {"eval.every", "0"},
-             {"checkpoint.every", "0"},
-             {"data.train", (folder_ / "data/train").string()},
-             {"data.valid", (folder_ / "data/valid").string()},
-             {"run.folder", (folder_ / name).string()}};
+    Keys all = small_training();
+    for (const auto& entry : Keys{{"train.steps", "100000"},
+                                  {"optim.schedule", "constant"},
+                                  {"train.global_batch", "6"},
+                                  {"eval.every", "0"},
+                                  {"checkpoint.every", "0"},
+                                  {"data.train", (folder_ / "data/train").string()},
+                                  {"data.valid", (folder_ / "data/valid").string()},
+                                  {"run.folder", (folder_ / name).string()}}) {
+      all.push_back(entry);
+    }
     for (const auto& [key, value] : more) {
       all.erase(std::remove_if(all.begin(), all.end(), [&k = key](const auto& entry) { return entry.first == k; }), all.end());
       all.emplace_back(key, value);

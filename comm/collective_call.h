@@ -17,6 +17,12 @@
 
 namespace attamba {
 
+/// Ranks have come to different collectives; every rank throws it.
+class RanksDisagree : public Error {
+ public:
+  using Error::Error;
+};
+
 struct CollectiveCall {
   enum class Kind : std::uint8_t {
     barrier,
@@ -56,9 +62,10 @@ struct CollectiveCall {
     const std::string text = concat(name(), " of ", bytes, " bytes of ", name_of(dtype));
     return kind == Kind::broadcast ? concat(text, " from rank ", root) : text;
   }
-  /// Thrown as an Error by every rank when the ranks' signatures differ: who does what, the most common call first, so that the
-  /// ranks named last are those that went astray.
-  static std::string describe_disagreement(std::span<const std::int64_t> signatures, int rank) {
+  /// What RanksDisagree says when the ranks' signatures differ in the collective of this number: who does what, the most common
+  /// call first, so that the ranks named last, with their hosts, are those that went astray.
+  static std::string describe_disagreement(std::span<const std::int64_t> signatures, std::span<const std::string> hosts,
+                                           int rank, std::int64_t number) {
     std::map<std::int64_t, std::vector<std::size_t>> ranks_in;
     for (std::size_t r = 0; r < signatures.size(); ++r) {
       ranks_in[signatures[r]].push_back(r);
@@ -66,13 +73,15 @@ struct CollectiveCall {
     std::vector<std::pair<std::int64_t, std::vector<std::size_t>>> groups(ranks_in.begin(), ranks_in.end());
     std::stable_sort(groups.begin(), groups.end(),
                      [](const auto& a, const auto& b) { return a.second.size() > b.second.size(); });
-    std::string text = concat("ranks do not agree on what to do (this is rank ", rank, " of ", signatures.size(), ")");
+    std::string text = concat("ranks do not agree on what to do in collective number ", number, " (this is rank ", rank, " of ",
+                              signatures.size(), ")");
     for (std::size_t g = 0; g < groups.size(); ++g) {
       text += g == 0 ? ": " : "; ";
       const std::vector<std::size_t>& ranks = groups[g].second;
       text += ranks.size() == 1 ? "rank" : "ranks";
       for (std::size_t i = 0; i < std::min(ranks.size(), kRanksNamed); ++i) {
         text += concat(i == 0 ? " " : ", ", ranks[i]);
+        text += g == 0 ? std::string() : concat(" on ", hosts[ranks[i]]);
       }
       text += concat(ranks.size() > kRanksNamed ? ", ... in " : " in ", from_signature(groups[g].first).describe());
     }

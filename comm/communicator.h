@@ -35,8 +35,8 @@ class Communicator {
   /// The smallest rank on the same host: a number for the host that all its ranks know.
   virtual int first_local_rank() const { return rank() - local_rank(); }
   /// The ranks that give this `color` as a group of their own, in the same order. All ranks call it; the group goes before this
-  /// object does. Throws UsageError where the transport has no groups.
-  virtual std::unique_ptr<Communicator> split(int color);
+  /// object does.
+  virtual std::unique_ptr<Communicator> split(int color) = 0;
 
   /// Elementwise sum over all ranks, in place. float32, float64, int32 or int64. Integer sums are exact (they wrap), so they do
   /// not depend on the number of ranks.
@@ -57,8 +57,9 @@ class Communicator {
   virtual void barrier() = 0;
   /// Whether the `start_*` and wait() on device memory may be recorded (DeviceRuntime::record) and replayed.
   virtual bool recordable() const { return true; }
-  /// Called each time when work with sums of device memory has been enqueued, recorded or not: a watchdog counts from here.
-  virtual void work_enqueued() {}
+  /// Called each time when a piece of work with collectives on device memory has been enqueued: a watchdog counts from here.
+  /// `piece` tells recordings apart: the next replay of the same one comes with the same number.
+  virtual void work_enqueued([[maybe_unused]] int piece) {}
   /// How far this rank has come with its collectives over the host; a communicator around another one shares the other's.
   virtual CollectiveProgress& progress() { return progress_; }
   /// Ends the whole job at once with this exit code; used when one rank cannot go on. Does not return.

@@ -101,44 +101,71 @@ void* open_library(std::span<const std::string> places, const std::string& advic
   throw UsageError(concat("none of these could be loaded: ", tried, " (", reason, "); ", advice));
 }
 
-std::size_t CollectiveLog::add(const char* operation, const TensorType& type, bool recorded, double now) {
+std::size_t CollectiveLog::add(const CollectiveCall& call, bool recorded, double now) {
   const std::lock_guard lock(mutex_);
   if (!building_) {
     building_ = true;
     open_ = {.first = next_, .collectives = {}, .since = now};
   }
   running_ = !recorded;
-  open_.collectives.push_back({operation, type});
+  open_.collectives.push_back(call);
   return open_.collectives.size();
 }
 
-void CollectiveLog::close_piece(double now) {
+bool CollectiveLog::close_piece(int piece, double now) {
   const std::lock_guard lock(mutex_);
-  building_ = running_ = false;
-  if (open_.collectives.empty()) {
-    return;
+  Piece& closed = recorded_[piece];
+  if (building_) {
+    closed = std::move(open_);
   }
-  open_.first = next_;
-  open_.since = now;
-  next_ += static_cast<std::int64_t>(open_.collectives.size());
-  enqueued_.push_back(open_);
+  building_ = running_ = false;
+  if (closed.collectives.empty()) {
+    return false;
+  }
+  closed.first = next_;
+  closed.since = now;
+  next_ += static_cast<std::int64_t>(closed.collectives.size());
+  enqueued_.push_back(closed);
+  return true;
 }
 
-void CollectiveLog::observe(std::size_t pieces_finished, std::size_t position, double now) {
+void CollectiveLog::observe(std::size_t pieces_finished, std::size_t mark, double now) {
   const std::lock_guard lock(mutex_);
-  if (pieces_finished != 0 || position != position_) {
+  if (pieces_finished != 0 || mark != mark_) {
     moved_ = now;
   }
-  position_ = position;
-  enqueued_.erase(enqueued_.begin(),
-                  enqueued_.begin() + static_cast<std::ptrdiff_t>(std::min(pieces_finished, enqueued_.size())));
+  mark_ = mark;
+  for (; pieces_finished > 0 && !enqueued_.empty(); --pieces_finished) {
+    see(enqueued_.front(), mark_after(enqueued_.front().collectives.size()));
+    enqueued_.pop_front();
+  }
+  if (const Piece* piece = oldest(); piece != nullptr && mark_ > 0) {
+    see(*piece, mark_);
+  }
+}
+
+/// A mark may be of a later piece than the one that is thought to run, and then tells too little: positions never go back.
+void CollectiveLog::see(const Piece& piece, std::size_t mark) {
+  const std::size_t entered = std::min((mark + 1) / 2, piece.collectives.size());
+  const CollectiveProgress::Position seen{.number = piece.first + static_cast<std::int64_t>(entered) - 1,
+                                          .signature = piece.collectives[entered - 1].signature(),
+                                          .color = 0,
+                                          .inside = mark % 2 != 0};
+  if (seen.number > observed_.number || (seen.number == observed_.number && !seen.inside)) {
+    observed_ = seen;
+  }
+}
+
+CollectiveProgress::Position CollectiveLog::position() const {
+  const std::lock_guard lock(mutex_);
+  return observed_;
 }
 
 const CollectiveLog::Piece* CollectiveLog::oldest() const {
   if (!enqueued_.empty()) {
     return &enqueued_.front();
   }
-  return running_ && position_ < open_.collectives.size() ? &open_ : nullptr;
+  return running_ && done() < open_.collectives.size() ? &open_ : nullptr;
 }
 
 std::optional<CollectiveLog::Stuck> CollectiveLog::stuck(double now, double limit) const {
@@ -152,18 +179,17 @@ std::optional<CollectiveLog::Stuck> CollectiveLog::stuck(double now, double limi
     return std::nullopt;
   }
   // The device has 0 to report before the first, and after the last one while the piece's end is still to come.
-  const std::size_t index = std::min(position_, piece->collectives.size() - 1);
-  return Stuck{.number = piece->first + static_cast<std::int64_t>(index),
+  const std::size_t index = std::min(done(), piece->collectives.size() - 1);
+  return Stuck{.call = piece->collectives[index],
+               .number = piece->first + static_cast<std::int64_t>(index),
                .position = index + 1,
                .of = piece->collectives.size(),
-               .operation = piece->collectives[index].operation,
-               .type = piece->collectives[index].type,
                .seconds = seconds};
 }
 
 std::string describe_stuck(const CollectiveLog::Stuck& stuck, int rank, int size, const std::string& host) {
-  return concat("rank ", rank, " of ", size, " on ", host, " waits for ", stuck.operation, ", collective number ", stuck.number,
-                " (", stuck.type, ", ", stuck.position, " of ", stuck.of, " in its step): nothing has moved for ",
+  return concat("rank ", rank, " of ", size, " on ", host, " waits for ", stuck.call.describe(), ", collective number ",
+                stuck.number, " (", stuck.position, " of ", stuck.of, " in its step): nothing has moved for ",
                 static_cast<std::int64_t>(stuck.seconds),
                 " s. A rank that reports a smaller number, or nothing, is the one that ",
                 "hangs. ATTAMBA_TIMEOUT sets how many seconds are waited, 0 for ever");

@@ -23,7 +23,7 @@ struct Heartbeat {
   std::int64_t step = 0;
   std::int64_t ticks = 0;  ///< grows whenever the rank gets on
   double limit = 0;        ///< seconds that it may need without getting on
-  std::array<CollectiveProgress::Position, CollectiveProgress::kLanes> lanes;
+  std::array<CollectiveProgress::Position, CollectiveProgress::kAllLanes> lanes;
   std::int64_t stop = 0;  ///< that a rank was asked to stop, in whatever form the watchdog gives it; 0: none was
 };
 

@@ -10,11 +10,6 @@
 
 namespace attamba {
 
-std::unique_ptr<Communicator> Communicator::split(int) {
-  throw UsageError(concat("groups of ranks need MPI, and this is ", description(),
-                          ": start ranks with mpirun or srun --mpi=pmix, or use train.zero_group = \"all\""));
-}
-
 std::unique_ptr<Communicator> make_communicator() {
   const LaunchEnvironment launch = read_launch_environment();
   if (launch.mpi) {

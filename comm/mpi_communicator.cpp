@@ -1,5 +1,7 @@
 #include "comm/mpi_communicator.h"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <array>
 #include <chrono>
@@ -179,7 +181,7 @@ std::unique_ptr<Communicator> MpiCommunicator::split(int color) {
   MPI_Comm group = MPI_COMM_NULL;
   MPI_Comm_split(foreground_, color, rank_, &group);
   auto ranks = std::make_unique<MpiCommunicator>(group);
-  ranks->progress().count_waits_in(progress());
+  ranks->progress().join(progress(), color);
   MPI_Comm_free(&group);
   return ranks;
 }
@@ -210,7 +212,8 @@ void MpiCommunicator::check(int code, const Call& call) const {
   throw Error(concat(call.describe(), " failed on rank ", rank_, " of ", size_, ": ", text.data()));
 }
 
-void MpiCommunicator::meet(MPI_Comm group, const Call& call) const {
+void MpiCommunicator::meet(Lane lane, const Call& call) {
+  const MPI_Comm group = group_of(lane);
   // The largest and (negated) the smallest signature: they differ as soon as two ranks do.
   const std::int64_t own = call.signature();
   std::array<std::int64_t, 2> extremes = {own, -own};
@@ -220,14 +223,24 @@ void MpiCommunicator::meet(MPI_Comm group, const Call& call) const {
   if (extremes[0] != -extremes[1]) {  // as all ranks know now, so all come to the next collective
     std::vector<std::int64_t> all(static_cast<std::size_t>(size_));
     check(MPI_Allgather(&own, 1, MPI_INT64_T, all.data(), 1, MPI_INT64_T, group), call);
-    throw Error(CollectiveCall::describe_disagreement(all, rank_));
+    std::array<char, 64> host{};
+    gethostname(host.data(), host.size() - 1);
+    std::vector<char> names(host.size() * all.size());
+    check(MPI_Allgather(host.data(), static_cast<int>(host.size()), MPI_CHAR, names.data(), static_cast<int>(host.size()),
+                        MPI_CHAR, group),
+          call);
+    std::vector<std::string> hosts;
+    for (std::size_t rank = 0; rank < all.size(); ++rank) {
+      hosts.emplace_back(&names[rank * host.size()]);
+    }
+    throw RanksDisagree(CollectiveCall::describe_disagreement(all, hosts, rank_, progress().position(lane).number));
   }
 }
 
 void MpiCommunicator::sum_in_pieces(Lane lane, const Tensor& data, const Call& call) {
   const CollectiveProgress::Inside inside(progress(), lane, call);
   const MPI_Comm group = group_of(lane);
-  meet(group, call);
+  meet(lane, call);
   const std::size_t width = size_of(data.dtype());
   auto* begin = static_cast<std::byte*>(data.data);
   for_pieces(data.bytes() / width, kPieceBytes / width, [&](std::size_t offset, int length) {
@@ -251,7 +264,7 @@ std::unique_ptr<Request> MpiCommunicator::start_all_reduce_sum(const Tensor& dat
 /// MPI wants the parts of a piece next to each other, and what it reads apart from what it writes, so pieces are copied first.
 void MpiCommunicator::scatter_in_pieces(const Tensor& whole, const Tensor& part, const Call& call) {
   const CollectiveProgress::Inside inside(progress(), Lane::background, call);
-  meet(background_, call);
+  meet(Lane::background, call);
   const std::size_t width = size_of(part.dtype()), ranks = static_cast<std::size_t>(size_);
   const std::size_t piece = std::max<std::size_t>(1, kPieceBytes / width / ranks);
   const auto* from = static_cast<const std::byte*>(whole.data);
@@ -279,7 +292,7 @@ void MpiCommunicator::all_reduce_max(const Tensor& data) {
   comm_checks::reducible("all_reduce_max", data);
   const Call call{Call::Kind::all_reduce_max, data.dtype(), 0, data.bytes()};
   const CollectiveProgress::Inside inside(progress(), Lane::foreground, call);
-  meet(foreground_, call);
+  meet(Lane::foreground, call);
   const bool floating = data.dtype() == DType::float32 || data.dtype() == DType::float64;
   const std::size_t width = size_of(data.dtype());
   auto* begin = static_cast<std::byte*>(data.data);
@@ -295,7 +308,7 @@ void MpiCommunicator::broadcast(const Tensor& data, int root) {
   comm_checks::broadcastable(data, root, size_);
   const Call call{Call::Kind::broadcast, data.dtype(), root, data.bytes()};
   const CollectiveProgress::Inside inside(progress(), Lane::foreground, call);
-  meet(foreground_, call);
+  meet(Lane::foreground, call);
   auto* begin = static_cast<std::byte*>(data.data);
   for_pieces(data.bytes(), kPieceBytes, [&](std::size_t offset, int length) {
     check(MPI_Bcast(begin + offset, length, MPI_BYTE, root, foreground_), call);
@@ -305,7 +318,7 @@ void MpiCommunicator::broadcast(const Tensor& data, int root) {
 void MpiCommunicator::gather_in_pieces(Lane lane, const Tensor& whole, const Tensor& part, const Call& call) {
   const CollectiveProgress::Inside inside(progress(), lane, call);
   const MPI_Comm group = group_of(lane);
-  meet(group, call);
+  meet(lane, call);
   auto* to = static_cast<std::byte*>(whole.data);
   const auto* from = static_cast<const std::byte*>(part.data);
   const bool in_place = from == to + part.bytes() * static_cast<std::size_t>(rank_);
@@ -338,7 +351,7 @@ std::unique_ptr<Request> MpiCommunicator::start_all_gather(const Tensor& whole, 
 
 void MpiCommunicator::barrier() {
   const CollectiveProgress::Inside inside(progress(), Lane::foreground, {});
-  meet(foreground_, {});
+  meet(Lane::foreground, {});
 }
 
 void MpiCommunicator::abort(int exit_code) {

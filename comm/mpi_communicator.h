@@ -70,7 +70,7 @@ class MpiCommunicator final : public Communicator {
   using Lane = CollectiveProgress::Lane;
 
   void join(MPI_Comm ranks);
-  void meet(MPI_Comm group, const Call& call) const;
+  void meet(Lane lane, const Call& call);
   void check(int code, const Call& call) const;
   MPI_Comm group_of(Lane lane) const { return lane == Lane::background ? background_ : foreground_; }
   void sum_in_pieces(Lane lane, const Tensor& data, const Call& call);

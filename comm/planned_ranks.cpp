@@ -12,6 +12,9 @@ namespace {
 
 }  // namespace
 
+std::unique_ptr<Communicator> PlannedRanks::split(int) {
+  refuse("split");
+}
 void PlannedRanks::all_reduce_sum(const Tensor&) {
   refuse("all_reduce_sum");
 }

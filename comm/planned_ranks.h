@@ -19,6 +19,7 @@ class PlannedRanks final : public Communicator {
   std::string description() const override { return "ranks of a plan"; }
 
   /// None of these has anybody to talk to: each throws Error.
+  std::unique_ptr<Communicator> split(int color) override;
   void all_reduce_sum(const Tensor& data) override;
   std::unique_ptr<Request> start_all_reduce_sum(const Tensor& data) override;
   std::unique_ptr<Request> start_reduce_scatter_sum(const Tensor& whole, const Tensor& part) override;

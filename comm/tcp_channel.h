@@ -37,6 +37,10 @@ class TcpChannel {
   /// `connections`: one per rank, none for `rank` itself. `limit`: seconds without any progress before waiting ends, 0 = none.
   TcpChannel(int rank, std::vector<std::string> hosts, std::vector<Socket> connections, double limit);
 
+  const std::vector<std::string>& hosts() const { return hosts_; }
+  /// This host's address on the way to `peer`.
+  std::string own_address(std::size_t peer) const { return local_endpoint(connections_[peer]).address; }
+
   /// What messages say this rank is doing.
   void begin(std::function<std::string()> describe) { describe_ = std::move(describe); }
   void send(std::size_t peer, std::span<const std::byte> bytes);

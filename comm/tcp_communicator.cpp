@@ -1,6 +1,7 @@
 #include "comm/tcp_communicator.h"
 
 #include <algorithm>
+#include <array>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -63,19 +64,68 @@ void append(std::vector<std::byte>& to, std::span<const std::byte> bytes) {
 
 }  // namespace
 
-TcpCommunicator::TcpCommunicator(const TcpLaunch& launch)
-    : rank_(launch.rank), size_(launch.size), exceptions_at_start_(std::uncaught_exceptions()) {
+TcpCommunicator::TcpCommunicator(const TcpLaunch& launch) : TcpCommunicator(launch, {}) {}
+
+TcpCommunicator::TcpCommunicator(const TcpLaunch& launch, Socket listener)
+    : rank_(launch.rank),
+      size_(launch.size),
+      seconds_to_meet_(launch.timeout),
+      exceptions_at_start_(std::uncaught_exceptions()) {
   const double limit = seconds_from_environment("ATTAMBA_TIMEOUT", kDefaultTimeout);
-  TcpMesh mesh = meet_over_tcp(launch);
+  TcpMesh mesh = meet_over_tcp(launch, std::move(listener));
   const auto own = mesh.machines[static_cast<std::size_t>(rank_)];
   hosts_ = static_cast<int>(std::set<std::string>(mesh.machines.begin(), mesh.machines.end()).size());
   local_size_ = static_cast<int>(std::count(mesh.machines.begin(), mesh.machines.end(), own));
   local_rank_ = static_cast<int>(std::count(mesh.machines.begin(), mesh.machines.begin() + rank_, own));
+  first_local_rank_ = static_cast<int>(std::find(mesh.machines.begin(), mesh.machines.end(), own) - mesh.machines.begin());
   foreground_ =
       std::make_unique<Side>(Side{{rank_, mesh.hosts, std::move(mesh.connections[0]), limit}, CollectiveProgress::foreground});
   background_ =
       std::make_unique<Side>(Side{{rank_, mesh.hosts, std::move(mesh.connections[1]), limit}, CollectiveProgress::background});
   worker_ = std::make_unique<OrderedWorker>(&progress());
+}
+
+/// The first rank of each group waits for the others of it, at an address that all ranks hear of.
+std::unique_ptr<Communicator> TcpCommunicator::split(int color) {
+  struct Card {
+    std::int32_t color = 0, port = 0;
+    std::array<char, 64> address{};
+    std::array<char, 96> secret{};
+  };
+  static_assert(sizeof(Card) % sizeof(std::int32_t) == 0);
+  constexpr std::int64_t kWords = sizeof(Card) / sizeof(std::int32_t);
+  Card own{.color = color};
+  Socket listener;
+  if (size_ > 1) {
+    std::string address;
+    for (int peer = 0; peer < size_ && (address.empty() || is_loopback(address)); ++peer) {
+      address = peer == rank_ ? address : foreground_->channel.own_address(static_cast<std::size_t>(peer));
+    }
+    listener = listen_on({address, 0});
+    own.port = local_endpoint(listener).port;
+    address.copy(own.address.data(), own.address.size() - 1);
+    random_secret().copy(own.secret.data(), own.secret.size() - 1);
+  }
+  std::vector<Card> cards(static_cast<std::size_t>(size_));
+  all_gather({cards.data(), {DType::int32, {kWords * size_}}}, {&own, {DType::int32, {kWords}}});
+  TcpLaunch group;
+  group.timeout = seconds_to_meet_;
+  group.size = 0;
+  for (int rank = 0; rank < size_; ++rank) {
+    const Card& card = cards[static_cast<std::size_t>(rank)];
+    if (card.color != color) {
+      continue;
+    }
+    if (group.size == 0) {
+      group.rendezvous = concat('[', card.address.data(), "]:", card.port);
+      group.secret = card.secret.data();
+    }
+    group.rank += rank < rank_ ? 1 : 0;
+    ++group.size;
+  }
+  auto ranks = std::make_unique<TcpCommunicator>(group, group.rank == 0 ? std::move(listener) : Socket());
+  ranks->progress().join(progress(), color);
+  return ranks;
 }
 
 TcpCommunicator::~TcpCommunicator() {
@@ -98,13 +148,14 @@ void TcpCommunicator::meet(Side& side, const Call& call, Bytes own, Bytes result
   ++side.begun;
   side.channel.begin([call, number = side.begun] { return concat(call.describe(), " (number ", number, ')'); });
   if (rank_ == 0) {
-    lead(side.channel, call, result);
+    lead(side, call, result);
   } else {
-    follow(side.channel, call, own, result);
+    follow(side, call, own, result);
   }
 }
 
-void TcpCommunicator::follow(TcpChannel& channel, const Call& call, std::span<const std::byte> own, Bytes result) {
+void TcpCommunicator::follow(Side& side, const Call& call, std::span<const std::byte> own, Bytes result) {
+  TcpChannel& channel = side.channel;
   std::int64_t signature = call.signature();
   std::vector<std::byte> message;
   append(message, memory_of(signature));
@@ -117,14 +168,15 @@ void TcpCommunicator::follow(TcpChannel& channel, const Call& call, std::span<co
   if (agreed == 0) {
     std::vector<std::int64_t> signatures(static_cast<std::size_t>(size_));
     channel.receive(0, std::as_writable_bytes(std::span(signatures)));
-    throw Error(Call::describe_disagreement(signatures, rank_));
+    throw RanksDisagree(Call::describe_disagreement(signatures, channel.hosts(), rank_, side.begun));
   }
   if (small(call)) {
     channel.receive(0, part_from_lead(call, rank_, size_, result));
   }
 }
 
-void TcpCommunicator::lead(TcpChannel& channel, const Call& call, Bytes result) {
+void TcpCommunicator::lead(Side& side, const Call& call, Bytes result) {
+  TcpChannel& channel = side.channel;
   std::vector<std::int64_t> signatures(static_cast<std::size_t>(size_), call.signature());
   std::vector<std::vector<std::byte>> given(static_cast<std::size_t>(size_));
   for (int peer = 1; peer < size_; ++peer) {
@@ -166,7 +218,7 @@ void TcpCommunicator::lead(TcpChannel& channel, const Call& call, Bytes result) 
     channel.send(static_cast<std::size_t>(peer), message);
   }
   if (agreed == 0) {
-    throw Error(Call::describe_disagreement(signatures, rank_));
+    throw RanksDisagree(Call::describe_disagreement(signatures, channel.hosts(), rank_, side.begun));
   }
 }
 

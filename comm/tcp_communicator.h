@@ -33,6 +33,8 @@ class TcpCommunicator final : public Communicator {
   static constexpr std::size_t kPieceBytes = std::size_t{4} << 20, kLeastPieceBytes = std::size_t{64} << 10;
 
   explicit TcpCommunicator(const TcpLaunch& launch);
+  /// A group of ranks of another one; `listener` as for meet_over_tcp.
+  TcpCommunicator(const TcpLaunch& launch, Socket listener);
   ~TcpCommunicator() override;
   TcpCommunicator(const TcpCommunicator&) = delete;
   TcpCommunicator& operator=(const TcpCommunicator&) = delete;
@@ -42,6 +44,8 @@ class TcpCommunicator final : public Communicator {
   int local_rank() const override { return local_rank_; }
   int local_size() const override { return local_size_; }
   std::string description() const override;
+  int first_local_rank() const override { return first_local_rank_; }
+  std::unique_ptr<Communicator> split(int color) override;
 
   void all_reduce_sum(const Tensor& data) override;
   std::unique_ptr<Request> start_all_reduce_sum(const Tensor& data) override;
@@ -66,8 +70,8 @@ class TcpCommunicator final : public Communicator {
   bool small(const Call& call) const;
   /// Tells rank 0, and hears from it; `result`, where data is small, is what this rank gives, and then what all get.
   void meet(Side& side, const Call& call, std::span<std::byte> own, std::span<std::byte> result);
-  void lead(TcpChannel& channel, const Call& call, std::span<std::byte> result);
-  void follow(TcpChannel& channel, const Call& call, std::span<const std::byte> own, std::span<std::byte> result);
+  void lead(Side& side, const Call& call, std::span<std::byte> result);
+  void follow(Side& side, const Call& call, std::span<const std::byte> own, std::span<std::byte> result);
   void reduce(Side& side, const Call& call, Reduction operation, const Tensor& data);
   void reduce_along_the_chain(TcpChannel& channel, Reduction operation, const Tensor& data);
   void scatter(Side& side, const Call& call, const Tensor& whole, const Tensor& part);
@@ -77,7 +81,9 @@ class TcpCommunicator final : public Communicator {
   int size_ = 1;
   int local_rank_ = 0;
   int local_size_ = 1;
+  int first_local_rank_ = 0;
   int hosts_ = 1;
+  double seconds_to_meet_ = 0;
   int exceptions_at_start_ = 0;
   std::unique_ptr<Side> foreground_, background_;
   std::unique_ptr<OrderedWorker> worker_;

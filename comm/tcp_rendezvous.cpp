@@ -101,15 +101,6 @@ struct Notice {
   std::string secret;
 };
 
-std::string random_secret() {
-  std::random_device random;
-  std::string text;
-  for (int i = 0; i < 8; ++i) {
-    text += concat(random(), '.').substr(0, 11);
-  }
-  return text;
-}
-
 /// Readable by this user alone, and there as a whole or not at all.
 void post_notice(const std::string& path, const Notice& notice) {
   std::string temporary = path + ".XXXXXX";
@@ -133,7 +124,8 @@ Notice read_notice(const std::string& path) {
 
 class Rendezvous {
  public:
-  explicit Rendezvous(const TcpLaunch& launch) : launch_(launch), deadline_(seconds_from_now(launch.timeout)) {
+  Rendezvous(const TcpLaunch& launch, Socket listener)
+      : launch_(launch), deadline_(seconds_from_now(launch.timeout)), listener_(std::move(listener)) {
     if (launch_.rendezvous.starts_with("file:")) {
       path_ = launch_.rendezvous.substr(5);
     }
@@ -159,6 +151,9 @@ class Rendezvous {
   // ------------------------------------------------------------------------------------------------ rank 0
 
   void open_listener() {
+    if (listener_) {
+      return;
+    }
     if (!path_.empty()) {
       listener_ = listen_on({address_of_interface(launch_.interface), 0});
       assign(own_.secret, random_secret());
@@ -356,14 +351,23 @@ class Rendezvous {
 
 }  // namespace
 
-TcpMesh meet_over_tcp(const TcpLaunch& launch) {
+std::string random_secret() {
+  std::random_device random;
+  std::string text;
+  for (int i = 0; i < 8; ++i) {
+    text += concat(random(), '.').substr(0, 11);
+  }
+  return text;
+}
+
+TcpMesh meet_over_tcp(const TcpLaunch& launch, Socket listener) {
   require<UsageError>(launch.size > 0 && launch.rank >= 0 && launch.rank < launch.size, "rank ", launch.rank, " of ",
                       launch.size, " ranks does not exist: check ATTAMBA_RANK and ATTAMBA_RANKS");
   if (launch.size == 1) {
     return {
         .hosts = {own_host()}, .machines = {own_machine()}, .connections = {std::vector<Socket>(1), std::vector<Socket>(1)}};
   }
-  return Rendezvous(launch).meet();
+  return Rendezvous(launch, std::move(listener)).meet();
 }
 
 }  // namespace attamba

@@ -19,7 +19,11 @@ struct TcpMesh {
 
 /// Rank 0 waits at the rendezvous for the others and tells all who is where; then everybody connects to everybody. All ranks
 /// call it. Whoever does not know the secret, or counts another number of ranks, is refused and told why. Throws UsageError or
-/// Error that names the ranks that did not come, or what was wrong, within launch.timeout seconds.
-TcpMesh meet_over_tcp(const TcpLaunch& launch);
+/// Error that names the ranks that did not come, or what was wrong, within launch.timeout seconds. Rank 0 may already have a
+/// socket that waits at the rendezvous.
+TcpMesh meet_over_tcp(const TcpLaunch& launch, Socket listener = {});
+
+/// Known to whoever is told.
+std::string random_secret();
 
 }  // namespace attamba

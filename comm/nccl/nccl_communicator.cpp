@@ -28,8 +28,10 @@ namespace attamba {
 
 namespace {
 
-/// Positions that the device can report; collectives behind them count as the last one.
-constexpr std::size_t kMostPositions = 65536;
+/// The device can report marks up to this one; it goes on reporting it for collectives behind it.
+constexpr std::size_t kLargestMark = 131072;
+/// Stands for a collective that is a piece of work by itself.
+constexpr int kAlone = -1;
 constexpr auto kPollInterval = std::chrono::milliseconds(200);
 
 template <class... Parts>
@@ -92,10 +94,11 @@ std::string describe_peers(int gpu) {
 
 class NcclCommunicator final : public Communicator {
  public:
-  NcclCommunicator(Communicator& host, int gpu, void* compute_stream);
+  /// `stream`: for collectives; null: one of its own is made.
+  NcclCommunicator(Communicator& host, int gpu, cudaStream_t compute_stream, cudaStream_t stream);
   /// A group, which owns its host side.
-  NcclCommunicator(std::unique_ptr<Communicator> host, int gpu, void* compute_stream)
-      : NcclCommunicator(*host, gpu, compute_stream) {
+  NcclCommunicator(std::unique_ptr<Communicator> host, int gpu, cudaStream_t compute_stream, cudaStream_t stream)
+      : NcclCommunicator(*host, gpu, compute_stream, stream) {
     owned_ = std::move(host);
   }
   ~NcclCommunicator() override;
@@ -109,7 +112,8 @@ class NcclCommunicator final : public Communicator {
   std::string description() const override { return concat(description_, "; ", host_.description()); }
   int first_local_rank() const override { return host_.first_local_rank(); }
   std::unique_ptr<Communicator> split(int color) override {
-    return std::make_unique<NcclCommunicator>(host_.split(color), gpu_, compute_);
+    // On the same stream: NCCL wants one order for collectives of several groups, the same on all ranks.
+    return std::make_unique<NcclCommunicator>(host_.split(color), gpu_, compute_, stream_);
   }
 
   void all_reduce_sum(const Tensor& data) override;
@@ -120,7 +124,7 @@ class NcclCommunicator final : public Communicator {
   void broadcast(const Tensor& data, int root) override { staged_.broadcast(data, root); }
   void all_gather(const Tensor& whole, const Tensor& part) override { staged_.all_gather(whole, part); }
   void barrier() override { host_.barrier(); }
-  void work_enqueued() override;
+  void work_enqueued(int piece) override;
   CollectiveProgress& progress() override { return host_.progress(); }
   [[noreturn]] void abort(int exit_code) override;
 
@@ -128,7 +132,8 @@ class NcclCommunicator final : public Communicator {
   class Pending;
 
   template <class Enqueue>
-  std::unique_ptr<Request> start(const char* operation, const TensorType& type, const Enqueue& enqueue);
+  std::unique_ptr<Request> start(const CollectiveCall& call, const Enqueue& enqueue);
+  void report_mark(std::size_t mark, cudaStream_t stream, const char* operation);
   void connect();
   void check_nccl(ncclResult_t result, const char* operation) const;
   void watch();
@@ -148,8 +153,8 @@ class NcclCommunicator final : public Communicator {
   cudaEvent_t ready_ = nullptr;
   std::vector<cudaEvent_t> free_events_;  ///< of requests
   ncclComm_t nccl_comm_ = nullptr;
-  std::uint32_t* numbers_ = nullptr;            ///< GPU memory: 0, 1, 2, ...
-  volatile std::uint32_t* position_ = nullptr;  ///< host memory that the GPU copies its position to
+  std::uint32_t* numbers_ = nullptr;        ///< GPU memory: 0, 1, 2, ...
+  volatile std::uint32_t* mark_ = nullptr;  ///< host memory that the GPU copies its mark to
   std::string description_;
 
   CollectiveLog log_;
@@ -184,8 +189,8 @@ class NcclCommunicator::Pending final : public Request {
   cudaEvent_t done_;
 };
 
-NcclCommunicator::NcclCommunicator(Communicator& host, int gpu, void* compute_stream)
-    : host_(host), staged_(host), nccl_(nccl_library()), gpu_(gpu), compute_(static_cast<cudaStream_t>(compute_stream)) {
+NcclCommunicator::NcclCommunicator(Communicator& host, int gpu, cudaStream_t compute_stream, cudaStream_t stream)
+    : host_(host), staged_(host), nccl_(nccl_library()), gpu_(gpu), compute_(compute_stream), stream_(stream) {
   cudaDeviceProp properties{};
   check(cudaGetDeviceProperties(&properties, gpu), "GPU ", gpu);
   int version = 0;
@@ -194,21 +199,23 @@ NcclCommunicator::NcclCommunicator(Communicator& host, int gpu, void* compute_st
   require_usable_for_nccl(ranks);
   description_ = concat("NCCL ", nccl_version_text(version), ", ", describe_gpus(ranks), ", ", describe_peers(gpu));
 
-  int lowest = 0, highest = 0;
-  check(cudaDeviceGetStreamPriorityRange(&lowest, &highest), "CUDA stream");
-  check(cudaStreamCreateWithPriority(&stream_, cudaStreamNonBlocking, highest), "CUDA stream");
+  if (stream_ == nullptr) {
+    int lowest = 0, highest = 0;
+    check(cudaDeviceGetStreamPriorityRange(&lowest, &highest), "CUDA stream");
+    check(cudaStreamCreateWithPriority(&stream_, cudaStreamNonBlocking, highest), "CUDA stream");
+  }
   ready_ = make_event();
-  std::vector<std::uint32_t> numbers(kMostPositions + 1);
+  std::vector<std::uint32_t> numbers(kLargestMark + 1);
   for (std::size_t i = 0; i < numbers.size(); ++i) {
     numbers[i] = static_cast<std::uint32_t>(i);
   }
   const std::size_t bytes = numbers.size() * sizeof numbers[0];
   check(cudaMalloc(reinterpret_cast<void**>(&numbers_), bytes), "GPU memory of ", bytes, " bytes");
   check(cudaMemcpy(numbers_, numbers.data(), bytes, cudaMemcpyHostToDevice), "copy to the GPU");
-  void* position = nullptr;
-  check(cudaMallocHost(&position, sizeof(std::uint32_t)), "page-locked memory");
-  position_ = static_cast<volatile std::uint32_t*>(position);
-  *position_ = 0;
+  void* mark = nullptr;
+  check(cudaMallocHost(&mark, sizeof(std::uint32_t)), "page-locked memory");
+  mark_ = static_cast<volatile std::uint32_t*>(mark);
+  *mark_ = 0;
   connect();
   watchdog_ = std::thread([this] { watch(); });
 }
@@ -277,27 +284,34 @@ void NcclCommunicator::all_reduce_sum(const Tensor& data) {
     return;
   }
   start_all_reduce_sum(data)->wait();
-  work_enqueued();
+  work_enqueued(kAlone);
+}
+
+/// What the stream has come to when it gets here.
+void NcclCommunicator::report_mark(std::size_t mark, cudaStream_t stream, const char* operation) {
+  check(cudaMemcpyAsync(const_cast<std::uint32_t*>(mark_), numbers_ + std::min(mark, kLargestMark), sizeof(std::uint32_t),
+                        cudaMemcpyDeviceToHost, stream),
+        operation);
 }
 
 /// `enqueue` hands the collective to NCCL.
 template <class Enqueue>
-std::unique_ptr<Request> NcclCommunicator::start(const char* operation, const TensorType& type, const Enqueue& enqueue) {
+std::unique_ptr<Request> NcclCommunicator::start(const CollectiveCall& call, const Enqueue& enqueue) {
+  const char* operation = call.name().data();  // of a literal
   cudaStreamCaptureStatus capture = cudaStreamCaptureStatusNone;
   check(cudaStreamIsCapturing(compute_, &capture), "CUDA stream");
-  const std::size_t position = log_.add(operation, type, capture != cudaStreamCaptureStatusNone, seconds_now());
+  const std::size_t position = log_.add(call, capture != cudaStreamCaptureStatusNone, seconds_now());
   if (free_events_.empty()) {
     free_events_.push_back(make_event());
   }
   const cudaEvent_t done = free_events_.back();
   free_events_.pop_back();
-  // It begins when the kernels enqueued so far are done, and then says how far it has come.
+  // It begins when the kernels enqueued so far are done, and says when it begins and how far it has come.
   check(cudaEventRecord(ready_, compute_), operation);
   check(cudaStreamWaitEvent(stream_, ready_, 0), operation);
+  report_mark(CollectiveLog::mark_before(position), stream_, operation);
   check_nccl(enqueue(), operation);
-  check(cudaMemcpyAsync(const_cast<std::uint32_t*>(position_), numbers_ + std::min(position, kMostPositions),
-                        sizeof(std::uint32_t), cudaMemcpyDeviceToHost, stream_),
-        operation);
+  report_mark(CollectiveLog::mark_after(position), stream_, operation);
   check(cudaEventRecord(done, stream_), operation);
   return std::make_unique<Pending>(*this, done);
 }
@@ -307,7 +321,7 @@ std::unique_ptr<Request> NcclCommunicator::start_all_reduce_sum(const Tensor& da
   if (data.device == Device::cpu) {
     return host_.start_all_reduce_sum(data);
   }
-  return start("all_reduce_sum", data.type, [&] {
+  return start({CollectiveCall::Kind::start_all_reduce_sum, data.dtype(), 0, data.bytes()}, [&] {
     return nccl_.all_reduce(data.data, data.data, static_cast<std::size_t>(data.elements()), nccl_type(data.dtype()), ncclSum,
                             nccl_comm_, stream_);
   });
@@ -318,7 +332,7 @@ std::unique_ptr<Request> NcclCommunicator::start_reduce_scatter_sum(const Tensor
   if (whole.device == Device::cpu) {
     return host_.start_reduce_scatter_sum(whole, part);
   }
-  return start("reduce_scatter_sum", whole.type, [&] {
+  return start({CollectiveCall::Kind::start_reduce_scatter_sum, whole.dtype(), 0, whole.bytes()}, [&] {
     return nccl_.reduce_scatter(whole.data, part.data, static_cast<std::size_t>(part.elements()), nccl_type(part.dtype()),
                                 ncclSum, nccl_comm_, stream_);
   });
@@ -329,24 +343,24 @@ std::unique_ptr<Request> NcclCommunicator::start_all_gather(const Tensor& whole,
   if (whole.device == Device::cpu) {
     return host_.start_all_gather(whole, part);
   }
-  return start("all_gather", whole.type,
+  return start({CollectiveCall::Kind::start_all_gather, part.dtype(), 0, part.bytes()},
                [&] { return nccl_.all_gather(part.data, whole.data, part.bytes(), ncclUint8, nccl_comm_, stream_); });
 }
 
 /// The compute stream has been told to wait for all of the piece's collectives, so its position may be set back, and an event
 /// there is the piece's end.
-void NcclCommunicator::work_enqueued() {
-  check(
-      cudaMemcpyAsync(const_cast<std::uint32_t*>(position_), numbers_, sizeof(std::uint32_t), cudaMemcpyDeviceToHost, compute_),
-      "all_reduce_sum");
+void NcclCommunicator::work_enqueued(int piece) {
+  report_mark(0, compute_, "collectives");
   const std::lock_guard lock(mutex_);
+  if (!log_.close_piece(piece, seconds_now())) {
+    return;
+  }
   if (free_piece_ends_.empty()) {
     free_piece_ends_.push_back(make_event());
   }
-  check(cudaEventRecord(free_piece_ends_.back(), compute_), "all_reduce_sum");
+  check(cudaEventRecord(free_piece_ends_.back(), compute_), "collectives");
   piece_ends_.push_back(free_piece_ends_.back());
   free_piece_ends_.pop_back();
-  log_.close_piece(seconds_now());
 }
 
 /// With the lock held, as between an event and its entry in the log a piece must not be counted.
@@ -364,8 +378,10 @@ void NcclCommunicator::watch() {
   cudaSetDevice(gpu_);
   std::unique_lock lock(mutex_);
   while (!stopped_.wait_for(lock, kPollInterval, [this] { return stopping_; })) {
-    log_.observe(count_finished_pieces(), *position_, seconds_now());
+    const std::size_t finished = count_finished_pieces();
+    log_.observe(finished, *mark_, seconds_now());
     lock.unlock();
+    progress().report(log_.position());
     ncclResult_t error = ncclSuccess;
     const ncclResult_t asked = nccl_.async_error(nccl_comm_, &error);
     error = asked == ncclSuccess ? error : asked;
@@ -373,10 +389,9 @@ void NcclCommunicator::watch() {
     if (error != ncclSuccess && error != ncclInProgress) {
       // Where it stands: the limit is one that anything outstanding exceeds.
       const auto at = log_.stuck(seconds_now() + 1e9, 1);
-      give_up(
-          concat("rank ", rank(), " of ", size(), " on ", host_name_, ": NCCL reports ", nccl_.error_string(error), " (",
-                 nccl_.last_error(nccl_comm_), ")",
-                 at ? concat(" at ", at->operation, ", collective number ", at->number, " (", at->type, ")") : std::string()));
+      give_up(concat("rank ", rank(), " of ", size(), " on ", host_name_, ": NCCL reports ", nccl_.error_string(error), " (",
+                     nccl_.last_error(nccl_comm_), ")",
+                     at ? concat(" at ", at->call.describe(), ", collective number ", at->number) : std::string()));
     }
     if (stuck) {
       give_up(describe_stuck(*stuck, rank(), size(), host_name_));
@@ -399,7 +414,7 @@ void NcclCommunicator::abort(int exit_code) {
 }  // namespace
 
 std::unique_ptr<Communicator> make_nccl_communicator(Communicator& host, int gpu, void* compute_stream) {
-  return std::make_unique<NcclCommunicator>(host, gpu, compute_stream);
+  return std::make_unique<NcclCommunicator>(host, gpu, static_cast<cudaStream_t>(compute_stream), nullptr);
 }
 
 }  // namespace attamba

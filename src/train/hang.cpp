@@ -12,15 +12,25 @@ namespace {
 
 using Position = CollectiveProgress::Position;
 
-constexpr std::array<std::string_view, CollectiveProgress::kLanes> kLaneNames{"foreground", "background"};
+constexpr std::array<std::string_view, CollectiveProgress::kLanes> kLaneNames{"foreground", "background", "device"};
+/// In the order in which ModelPrograms splits the ranks.
+constexpr std::array<std::string_view, 1 + CollectiveProgress::kGroups> kGroupNames{"", ", among the ranks of a host",
+                                                                                    ", among the ranks of the same part"};
 
 std::string describe_call(const Position& position, std::size_t lane) {
-  return concat(CollectiveCall::from_signature(position.signature).describe(), ", ", kLaneNames[lane]);
+  return concat(CollectiveCall::from_signature(position.signature).describe(), ", ",
+                kLaneNames[lane % CollectiveProgress::kLanes], kGroupNames[lane / CollectiveProgress::kLanes]);
 }
 
-/// Collectives of a lane that the rank has got into.
-bool is_behind(const Position& rank, const Position& furthest) {
-  return rank.number < furthest.number || (rank.number == furthest.number && furthest.inside && !rank.inside);
+/// Has the rank entered fewer collectives of a lane than another one of its group?
+bool is_behind(const Position& rank, const Position& other) {
+  return rank.color == other.color &&
+         (rank.number < other.number || (rank.number == other.number && other.inside && !rank.inside));
+}
+
+bool differ(const Position& one, const Position& other) {
+  return one.color == other.color && one.inside && other.inside && one.number == other.number &&
+         one.signature != other.signature;
 }
 
 }  // namespace
@@ -113,19 +123,52 @@ std::optional<HangJudge::Finding> HangJudge::judge(double now) const {
   if (!gone.empty()) {
     return blame(std::move(gone), "has left, while others wait for it", shortest);
   }
-  return blame(behind(), "does not come to a collective", shortest);
+  if (std::vector<int> late = behind(); !late.empty()) {
+    return blame(std::move(late), "does not come to a collective", shortest);
+  }
+  return blame(astray(), "is in another collective than the others", shortest);
 }
 
-/// Ranks that have entered fewer collectives than another one, in any lane.
+/// Ranks that others wait for. Where some of these wait for others in turn, only those that do not.
 std::vector<int> HangJudge::behind() const {
+  std::vector<int> found, waiting_for_nobody;
+  for (int r = 0; r < static_cast<int>(ranks_.size()); ++r) {
+    const Heartbeat& own = ranks_[static_cast<std::size_t>(r)].beat;
+    bool late = false, waits = false;
+    for (std::size_t lane = 0; lane < own.lanes.size(); ++lane) {
+      for (const Seen& other : ranks_) {
+        late = late || is_behind(own.lanes[lane], other.beat.lanes[lane]);
+        waits = waits || (own.lanes[lane].inside && is_behind(other.beat.lanes[lane], own.lanes[lane]));
+      }
+    }
+    if (late) {
+      found.push_back(r);
+    }
+    if (late && !waits) {
+      waiting_for_nobody.push_back(r);
+    }
+  }
+  return waiting_for_nobody.empty() ? found : waiting_for_nobody;
+}
+
+/// Ranks that are in another collective than most of their group, where all should be in the same.
+std::vector<int> HangJudge::astray() const {
   std::vector<int> found;
   for (int r = 0; r < static_cast<int>(ranks_.size()); ++r) {
-    for (std::size_t lane = 0; lane < CollectiveProgress::kLanes; ++lane) {
-      const Position& own = ranks_[static_cast<std::size_t>(r)].beat.lanes[lane];
-      const bool later =
-          std::any_of(ranks_.begin(), ranks_.end(), [&](const Seen& other) { return is_behind(own, other.beat.lanes[lane]); });
-      if (later && (found.empty() || found.back() != r)) {
+    const Heartbeat& own = ranks_[static_cast<std::size_t>(r)].beat;
+    for (std::size_t lane = 0; lane < own.lanes.size(); ++lane) {
+      std::size_t same = 0, different = 0;
+      for (const Seen& other : ranks_) {
+        const Position& theirs = other.beat.lanes[lane];
+        different += differ(own.lanes[lane], theirs) ? 1 : 0;
+        same += theirs.color == own.lanes[lane].color && theirs.number == own.lanes[lane].number &&
+                        theirs.signature == own.lanes[lane].signature
+                    ? 1
+                    : 0;
+      }
+      if (different >= same && different > 0) {
         found.push_back(r);
+        break;
       }
     }
   }
@@ -141,7 +184,7 @@ HangJudge::Finding HangJudge::blame(std::vector<int> ranks, std::string what, do
                   .collective = {},
                   .phase = std::string(name_of(first.phase())),
                   .seconds = seconds};
-  for (std::size_t lane = 0; lane < CollectiveProgress::kLanes; ++lane) {
+  for (std::size_t lane = 0; lane < first.beat.lanes.size(); ++lane) {
     const Position& own = first.beat.lanes[lane];
     for (const Seen& other : ranks_) {
       const Position& theirs = other.beat.lanes[lane];
@@ -152,7 +195,7 @@ HangJudge::Finding HangJudge::blame(std::vector<int> ranks, std::string what, do
       }
     }
   }
-  for (std::size_t lane = 0; lane < CollectiveProgress::kLanes; ++lane) {
+  for (std::size_t lane = 0; lane < first.beat.lanes.size(); ++lane) {
     if (first.beat.lanes[lane].inside) {
       finding.number = first.beat.lanes[lane].number;
       finding.collective = describe_call(first.beat.lanes[lane], lane);

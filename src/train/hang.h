@@ -26,7 +26,7 @@ class HangJudge {
     std::string what;         ///< "no sign of life for 9 s", ...
     std::int64_t step = 0;    ///< of the first of them (steps done)
     std::int64_t number = 0;  ///< of the collective that the others wait for it in, or that it waits in itself; 0: none
-    std::string collective;   ///< that one, as CollectiveCall describes it, and "foreground" or "background" lane
+    std::string collective;   ///< that one, as CollectiveCall describes it, and its lane
     std::string phase;        ///< that the rank is in
     double seconds = 0;       ///< since it was last seen, or since it last got on
   };
@@ -38,7 +38,8 @@ class HangJudge {
   /// This process itself did not run for so long: nobody is blamed for that time.
   void forgive(double seconds);
   /// Is the job stuck, and whose fault is it? Ranks that send nothing; else ranks that wait for nobody and have not got on for
-  /// their own limit; else, when all wait for each other, those that have entered fewer collectives, or have left.
+  /// their own limit; else, when all wait for each other, those that have left, or have entered fewer collectives than others
+  /// of their group, or are in another one.
   std::optional<Finding> judge(double now) const;
   /// Nothing has come from it for too long, and nobody gets on either: ranks that step need all of them, so then heartbeats
   /// alone are lost.
@@ -54,6 +55,7 @@ class HangJudge {
   };
   Finding blame(std::vector<int> ranks, std::string what, double seconds) const;
   std::vector<int> behind() const;
+  std::vector<int> astray() const;
 
   std::vector<std::string> hosts_;
   double silence_;

@@ -140,7 +140,7 @@ void ModelPrograms::run(ProgramKind kind) {
   if (together) {
     for (Communicator* ranks : {&communicator_, sharers_.get(), copies_.get()}) {
       if (ranks != nullptr) {
-        ranks->work_enqueued();
+        ranks->work_enqueued(static_cast<int>(kind));
       }
     }
   }

@@ -179,10 +179,9 @@ Heartbeat Watchdog::own_beat() {
                  .step = step_,
                  .ticks = ticks_,
                  .limit = limit,
-                 .lanes = {}};
-  for (std::size_t lane = 0; lane < beat.lanes.size(); ++lane) {
-    beat.lanes[lane] = progress.position(static_cast<CollectiveProgress::Lane>(lane));
-    beat.ticks += 2 * beat.lanes[lane].number + (beat.lanes[lane].inside ? 0 : 1);
+                 .lanes = progress.positions()};
+  for (const CollectiveProgress::Position& lane : beat.lanes) {
+    beat.ticks += 2 * lane.number + (lane.inside ? 0 : 1);
   }
   beat.stop = stop_heard_;
   return beat;

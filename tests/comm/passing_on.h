@@ -33,7 +33,7 @@ class PassingOn : public Communicator {
   void all_gather(const Tensor& whole, const Tensor& part) override { real_.all_gather(whole, part); }
   void barrier() override { real_.barrier(); }
   bool recordable() const override { return real_.recordable(); }
-  void work_enqueued() override { real_.work_enqueued(); }
+  void work_enqueued(int piece) override { real_.work_enqueued(piece); }
   CollectiveProgress& progress() override { return real_.progress(); }
   [[noreturn]] void abort(int exit_code) override {
     real_.abort(exit_code);

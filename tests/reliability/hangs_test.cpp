@@ -1,4 +1,6 @@
 // Ranks that stop, hang or go astray are named, and the job ends.
+#include <array>
+
 #include "tests/reliability/job.h"
 
 namespace attamba {
@@ -53,9 +55,32 @@ TEST_F(Hangs, ARankThatSkipsACollectiveIsNamedAtOnce) {
   const double began = monotonic_seconds();
   Job job(faulty("skip", 3, "skip 1 9"), folder_ / "skip.log", 3);
   EXPECT_EQ(job.exit_code(60), 1) << job.output();
-  EXPECT_THAT(job.output(), AllOf(HasSubstr("ranks do not agree on what to do"),
-                                  HasSubstr("ranks 0, 2 in start_all_reduce_sum"), HasSubstr("; rank 1 in ")));
+  std::array<char, 256> host{};
+  gethostname(host.data(), host.size() - 1);
+  EXPECT_THAT(job.output(), AllOf(HasSubstr("ranks do not agree on what to do in collective number "),
+                                  HasSubstr("ranks 0, 2 in start_all_reduce_sum"),
+                                  HasSubstr(concat("; rank 1 on ", host.data(), " in ")), HasSubstr("; step 9")));
   EXPECT_LT(monotonic_seconds() - began, 30);
+}
+
+TEST_F(Hangs, AShardThatDoesNotComeIsNamedAndTheRunWaitsForIt) {
+  const fs::path marker = folder_ / "shard.slow";
+  Job job(training("shard", 2, {},
+                   concat("SLOW_READS_RANK=1 SLOW_READS_WHILE=", marker.string(), " LD_PRELOAD=", ATTAMBA_SLOW_READS)),
+          folder_ / "shard.log", 2);
+  ASSERT_TRUE(job.wait_until([&] { return steps_logged("shard") >= 2; })) << job.output();
+  std::ofstream(marker) << "slow";
+  const double began = monotonic_seconds();
+  EXPECT_TRUE(job.wait_until([&] { return job.output().find(" s for data") != std::string::npos; }, 30)) << job.output();
+  std::cout << "a shard that does not come: named after " << monotonic_seconds() - began << " s\n";
+  EXPECT_THAT(job.output(), testing::ContainsRegex("rank 1 on .* has waited 4 s for data in step .*, reading sample .*: window "
+                                                   ".* in .*/shard-00000.h5"));
+  EXPECT_EQ(events("shard", "slow data").size(), 1u);
+  const std::int64_t before = steps_logged("shard");
+  fs::remove(marker);
+  EXPECT_TRUE(job.wait_until([&] { return steps_logged("shard") > before + 5; }, 20)) << job.output();
+  kill(job.rank(1), SIGTERM);
+  EXPECT_EQ(job.exit_code(25), 75) << job.output();
 }
 
 TEST_F(Hangs, ARankWhoseSumsDifferInTheirLastBitsIsNamed) {

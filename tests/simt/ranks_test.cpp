@@ -17,6 +17,7 @@ class Twins final : public Communicator {
   int local_rank() const override { return 0; }
   int local_size() const override { return 2; }
   std::string description() const override { return "test"; }
+  std::unique_ptr<Communicator> split(int) override { return nullptr; }
   void all_reduce_sum(const Tensor&) override {}
   std::unique_ptr<Request> start_all_reduce_sum(const Tensor& data) override {
     struct Done final : Request {
@@ -33,7 +34,7 @@ class Twins final : public Communicator {
   void all_gather(const Tensor&, const Tensor&) override {}
   void barrier() override {}
   bool recordable() const override { return recordable_; }
-  void work_enqueued() override { ++enqueued; }
+  void work_enqueued(int) override { ++enqueued; }
   [[noreturn]] void abort(int) override { throw Error("abort"); }
 
   int started = 0, on_device = 0, enqueued = 0;

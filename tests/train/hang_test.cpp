@@ -9,7 +9,10 @@ namespace {
 
 using testing::ElementsAre;
 using testing::HasSubstr;
-using Lane = CollectiveProgress::Lane;
+
+/// Lanes of the groups that share a model, and of those that hold the same part.
+constexpr std::size_t kSharers = CollectiveProgress::kLanes + CollectiveProgress::background;
+constexpr std::size_t kCopies = 2 * CollectiveProgress::kLanes + CollectiveProgress::background;
 
 constexpr double kSilence = 8.5, kLimit = 8.5, kPatience = 600;
 
@@ -37,15 +40,15 @@ class Job {
     ++rank(r).ticks;
   }
   /// The rank enters its next collective of a lane, and waits.
-  void enter(int r, Lane lane = CollectiveProgress::background) {
+  void enter(int r, std::size_t lane = CollectiveProgress::background, std::size_t bytes = 4096) {
     auto& position = rank(r).lanes[lane];
     ++position.number;
-    position.signature = CollectiveCall{CollectiveCall::Kind::start_all_reduce_sum, DType::float32, 0, 4096}.signature();
+    position.signature = CollectiveCall{CollectiveCall::Kind::start_all_reduce_sum, DType::float32, 0, bytes}.signature();
     position.inside = true;
     rank(r).waiting = 1;
     ++rank(r).ticks;
   }
-  void leave(int r, Lane lane = CollectiveProgress::background) {
+  void leave(int r, std::size_t lane = CollectiveProgress::background) {
     rank(r).lanes[lane].inside = false;
     rank(r).waiting = 0;
     ++rank(r).ticks;
@@ -183,6 +186,77 @@ TEST(Hang, RanksThatWaitForEachOtherAreToldApartByTheirNumbers) {
   ASSERT_TRUE(nobody);
   EXPECT_TRUE(nobody->ranks.empty());
   EXPECT_THAT(describe(*nobody, Job::hosts(3)), HasSubstr("all ranks wait for each other"));
+}
+
+TEST(Hang, ARankWhoseDeviceDoesNotComeToACollectiveIsNamedWithIt) {
+  Job job(4);
+  for (int r = 0; r < 4; ++r) {
+    job.enter(r, CollectiveProgress::device);
+    job.leave(r, CollectiveProgress::device);
+  }
+  ASSERT_FALSE(job.pass(5));
+  for (const int r : {0, 2, 3}) {
+    job.enter(r, CollectiveProgress::device);
+  }
+  job.rank(1).waiting = 1;  // for its device, which computes for ever
+  const double began = job.now;
+  const auto finding = job.pass(60);
+  ASSERT_TRUE(finding);
+  EXPECT_LE(job.now - began, 10);
+  EXPECT_THAT(finding->ranks, ElementsAre(1));
+  EXPECT_THAT(describe(*finding, Job::hosts(4)),
+              HasSubstr("collective number 2 (start_all_reduce_sum of 4096 bytes of float32, device) waits"));
+}
+
+TEST(Hang, ARankWhoseDeviceSkippedACollectiveIsInAnotherOneThanTheOthers) {
+  Job job(3);
+  ASSERT_FALSE(job.pass(5));
+  job.enter(0, CollectiveProgress::device);
+  job.enter(1, CollectiveProgress::device, 64);
+  job.enter(2, CollectiveProgress::device);
+  const auto finding = job.pass(60);
+  ASSERT_TRUE(finding);
+  EXPECT_THAT(finding->ranks, ElementsAre(1));
+  EXPECT_THAT(describe(*finding, Job::hosts(3)),
+              testing::AllOf(HasSubstr("is in another collective than the others"), HasSubstr("of 64 bytes")));
+}
+
+TEST(Hang, OfRanksThatWaitInTurnTheFirstCauseIsNamed) {
+  Job job(4);  // on two hosts, whose ranks share a model
+  for (int r = 0; r < 4; ++r) {
+    job.rank(r).lanes[kSharers].color = r / 2 * 2;
+    job.rank(r).lanes[kCopies].color = r % 2;
+  }
+  ASSERT_FALSE(job.pass(5));
+  job.enter(0, kSharers);  // with rank 1, which hangs where it also waits for something
+  job.rank(1).waiting = 1;
+  for (const int r : {2, 3}) {
+    job.enter(r, kSharers);
+    job.leave(r, kSharers);
+    job.enter(r, kCopies);  // with ranks 0 and 1
+  }
+  const double began = job.now;
+  const auto finding = job.pass(60);
+  ASSERT_TRUE(finding);
+  EXPECT_LE(job.now - began, 10);
+  EXPECT_THAT(finding->ranks, ElementsAre(1));
+  EXPECT_THAT(describe(*finding, Job::hosts(4)),
+              HasSubstr("4096 bytes of float32, background, among the ranks of a host) waits"));
+}
+
+TEST(Hang, RanksOfOtherGroupsAreNotBehind) {
+  Job job(4);
+  for (int r = 0; r < 4; ++r) {
+    job.rank(r).lanes[kSharers].color = r / 2 * 2;
+  }
+  ASSERT_FALSE(job.pass(5));
+  job.enter(0, kSharers);  // with rank 1
+  job.rank(1).waiting = 1;
+  job.enter(2);  // ranks 2 and 3 never come to their group's: they wait for the others elsewhere
+  job.enter(3);
+  const auto finding = job.pass(60);
+  ASSERT_TRUE(finding);
+  EXPECT_THAT(finding->ranks, ElementsAre(1));
 }
 
 TEST(Hang, WhoWaitsForARankThatMayTakeItsTimeIsPatientToo) {

@@ -53,6 +53,7 @@ class ThreadRanks {
     int local_rank() const override { return rank_; }
     int local_size() const override { return group_.size_; }
     std::string description() const override { return "threads"; }
+    std::unique_ptr<Communicator> split(int) override { throw Error("not a part of this test"); }
     void all_reduce_sum(const Tensor& data) override {
       const auto values = data.span<std::int64_t>();
       const std::vector<std::int64_t> own(values.begin(), values.end());

@@ -143,6 +143,11 @@ std::uint64_t Dataset::window_count(std::uint64_t n) const {
   return token_count() == 0 ? 0 : (token_count() - 1) / n;
 }
 
+/// Without the lock, which a read that does not end holds; nothing here changes.
+std::filesystem::path Dataset::shard_path(std::uint64_t token) const {
+  return folder() / manifest().shards[shards_->shard_of(token)].file;
+}
+
 void Dataset::read_tokens(std::uint64_t begin, std::span<std::int32_t> tokens) const {
   require(begin <= token_count() && tokens.size() <= token_count() - begin, "data set '", folder().string(), "': tokens ",
           begin, " to ", begin + tokens.size(), " are outside its ", token_count());

@@ -39,6 +39,9 @@ class Dataset {
   /// is left at the end, fewer than n targets, is in no window.
   std::uint64_t window_count(std::uint64_t n) const;
 
+  /// The path of the shard that holds a token.
+  std::filesystem::path shard_path(std::uint64_t token) const;
+
   /// Copies tokens [begin, begin + tokens.size()), across shards where need be.
   void read_tokens(std::uint64_t begin, std::span<std::int32_t> tokens) const;
   /// The positions in [begin, end) at which documents begin, in order.

@@ -86,6 +86,13 @@ void SampleSource::read(const Sample& sample, std::span<std::int32_t> tokens, st
   dataset.fill_document_starts(begin, document_starts);
 }
 
+std::string SampleSource::describe(std::uint64_t global_index) const {
+  const Sample found = sample(global_index);
+  const Dataset& dataset = config_.sources[found.source].dataset;
+  const auto first_token = found.window * static_cast<std::uint64_t>(config_.n);
+  return concat("sample ", global_index, ": window ", found.window, " in ", dataset.shard_path(first_token).string());
+}
+
 std::uint64_t SampleSource::window_count() const {
   std::uint64_t sum = 0;
   for (const std::uint64_t count : window_counts_) {
@@ -108,9 +115,11 @@ Batch Loader::read(std::uint64_t micro_batch) {
   batch.tokens.resize(size * (n + 1));
   batch.document_starts.resize(size * n);
   for (std::size_t i = 0; i < size; ++i) {
+    reading_ = batch.sample_indices[i];
     source_.read(source_.sample(batch.sample_indices[i]), std::span(batch.tokens).subspan(i * (n + 1), n + 1),
                  std::span(batch.document_starts).subspan(i * n, n));
   }
+  reading_ = kNothing;
   return batch;
 }
 
@@ -141,6 +150,11 @@ void Loader::read_ahead(const std::stop_token& stop, std::uint64_t micro_batch) 
     ended_ = ended;
     changed_.notify_all();
   }
+}
+
+std::string Loader::reading() const {
+  const std::uint64_t index = reading_;
+  return index == kNothing ? std::string() : source_.describe(index);
 }
 
 bool Loader::stop(double seconds) {

@@ -4,6 +4,7 @@
 // sample is follow from its index, the seed and the data sets' fingerprints, never from the number of ranks or shards.
 #pragma once
 
+#include <atomic>
 #include <condition_variable>
 #include <cstdint>
 #include <deque>
@@ -49,6 +50,9 @@ class SampleSource {
   /// start.
   void read(const Sample& sample, std::span<std::int32_t> tokens, std::span<std::int32_t> document_starts) const;
 
+  /// "sample 17: window 5 in /data/train/shard-00001.h5".
+  std::string describe(std::uint64_t global_index) const;
+
   std::uint64_t window_count(std::size_t source) const { return window_counts_[source]; }
   /// Over all sources: the length of an epoch of a single source, and a natural unit for several.
   std::uint64_t window_count() const;
@@ -88,6 +92,8 @@ class Loader {
   bool wait(double seconds);
   /// The next batch; waits for it when it is not there yet. Rethrows what stopped the thread, each time it is called again.
   Batch next();
+  /// What the thread is reading, for messages; empty when it reads nothing.
+  std::string reading() const;
   /// Reads no more. Returns whether the thread has ended, after waiting for that for so long at most; a destructor waits for
   /// ever, also for a file server that does not answer.
   bool stop(double seconds);
@@ -96,6 +102,7 @@ class Loader {
   const SampleSource& source() const { return source_; }
 
  private:
+  static constexpr std::uint64_t kNothing = ~std::uint64_t{0};
   void run(const std::stop_token& stop, std::uint64_t micro_batch);
   void read_ahead(const std::stop_token& stop, std::uint64_t micro_batch);
   Batch read(std::uint64_t micro_batch);
@@ -108,6 +115,7 @@ class Loader {
   std::deque<Batch> ready_;
   std::exception_ptr error_;
   bool ended_ = false, finished_ = false;
+  std::atomic<std::uint64_t> reading_ = kNothing;  ///< index of a sample
   double wait_seconds_ = 0;
   std::jthread thread_;  ///< last: it uses all of the above
 };

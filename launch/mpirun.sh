@@ -13,7 +13,8 @@
 #   --requeue N      when training was stopped and saved (exit code 75), start it again, at most N times
 #   --dry-run        print the command, start nothing
 #
-# TERM, INT and USR1 to this script make the ranks save and stop; it does not start them again then. The exit code is the command's.
+# TERM, INT, HUP, USR1 and USR2 to this script make the ranks save and stop; it does not start them again then. The exit code is
+# the command's.
 # ATTAMBA_MPIRUN holds more options for mpirun, ATTAMBA_SSH replaces ssh.
 set -euo pipefail
 
@@ -142,14 +143,16 @@ stop() {
   [[ -z $process ]] || kill "-$($stopping && echo TERM || echo USR1)" "$process" 2> /dev/null || true
   stopping=true
 }
-trap stop TERM INT USR1
+trap stop TERM INT USR1 USR2 HUP
 for ((start = 0; ; start++)); do
+  ! $stopping || exit 75
   set +e
   # Job control gives mpirun a process group of its own, so that Ctrl-C reaches this script alone.
   set -m
   "${command[@]}" < /dev/null &
   process=$!
   set +m
+  ! $stopping || kill -USR1 "$process"
   while :; do
     interrupted=false
     wait "$process"

@@ -19,7 +19,7 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr std::string_view kPrefix = "step-", kAttempt = ".tmp-";
+constexpr std::string_view kPrefix = "step-", kAttempt = ".tmp-", kReplaced = "replaced", kRemoved = "removed";
 /// Room to leave besides the files themselves: the manifest, and what file systems need for themselves.
 constexpr std::uint64_t kSpareBytes = std::uint64_t{1} << 20;
 
@@ -38,7 +38,24 @@ std::optional<std::int64_t> step_of(const fs::path& path) {
   return numeric ? std::optional(std::stoll(digits)) : std::nullopt;
 }
 
+/// Where one is between being there and being removed or replaced.
+fs::path aside(const fs::path& checkpoint, std::string_view why) {
+  return concat(checkpoint.string(), kAttempt, why);
+}
+
+/// Checkpoints that were being replaced when the program was killed take their places again.
+void restore_replaced(const fs::path& folder) {
+  for (const auto& entry : fs::exists(folder) ? fs::directory_iterator(folder) : fs::directory_iterator()) {
+    const std::string path = entry.path();
+    const std::size_t name_end = path.rfind(kAttempt);
+    if (is_attempt(path) && path.substr(name_end + kAttempt.size()) == kReplaced && !fs::exists(path.substr(0, name_end))) {
+      fs::rename(path, path.substr(0, name_end));
+    }
+  }
+}
+
 void remove_attempts(const fs::path& folder) {
+  restore_replaced(folder);
   for (const fs::directory_entry& entry : fs::directory_iterator(folder)) {
     if (is_attempt(entry.path())) {
       std::error_code ignored;  // another attempt has another name, so what cannot be removed is in nobody's way
@@ -47,17 +64,31 @@ void remove_attempts(const fs::path& folder) {
   }
 }
 
-/// Puts a whole folder in the place of a target that may exist: at every moment there is the old one or the new one.
+/// A checkpoint is there as a whole or not at all; what is left of it under another name, the next save removes.
+void remove_checkpoint(const fs::path& checkpoint) {
+  const fs::path removed = aside(checkpoint, kRemoved);
+  fs::rename(checkpoint, removed);
+  fs::remove_all(removed);
+}
+
+/// Puts a whole folder in the place of a target that may exist, in one step where the file system can; elsewhere, at every
+/// moment there is the new one, or the old one where restore_replaced finds it. The old one goes when the new one is on the
+/// disk.
 void put_in_place(const fs::path& folder, const fs::path& target) {
-  if (fs::exists(target)) {
-    if (::renameat2(AT_FDCWD, folder.c_str(), AT_FDCWD, target.c_str(), RENAME_EXCHANGE) == 0) {
-      std::error_code ignored;  // the next attempt tries again
-      fs::remove_all(folder, ignored);
-      return;
-    }
-    fs::remove_all(target);  // file systems without that exchange
+  if (!fs::exists(target)) {
+    fs::rename(folder, target);
+    sync_folder(target.parent_path());
+    return;
   }
-  fs::rename(folder, target);
+  fs::path old = folder;
+  if (::renameat2(AT_FDCWD, folder.c_str(), AT_FDCWD, target.c_str(), RENAME_EXCHANGE) != 0) {
+    old = aside(target, kReplaced);
+    fs::rename(target, old);
+    fs::rename(folder, target);
+  }
+  sync_folder(target.parent_path());
+  std::error_code ignored;  // the next attempt tries again
+  fs::remove_all(old, ignored);
 }
 
 SaveFailed save_failed(std::int64_t step, std::string_view reason) {
@@ -206,7 +237,6 @@ void publish_save(const SaveAttempt& attempt, const TrainingState& state, const 
     const std::string manifest = to_text(make_manifest(state, files_from(reports)));
     write_file_atomically(attempt.folder / kCheckpointManifest, manifest);  // syncs the folder, too
     put_in_place(attempt.folder, attempt.target);
-    sync_folder(attempt.target.parent_path());
   } catch (const std::exception& error) {
     std::error_code ignored;
     fs::remove_all(attempt.folder, ignored);
@@ -251,6 +281,7 @@ std::optional<Checkpoint> newest_checkpoint(const fs::path& folder, Communicator
   std::string reason;
   bool unwanted = false;
   if (communicator.rank() == 0) {
+    restore_replaced(folder);
     found = list_checkpoints(folder);
   }
   const std::size_t count = found.size();
@@ -317,7 +348,7 @@ void remove_old_checkpoints(const fs::path& folder, const Retention& retention) 
   }
   for (const Checkpoint& checkpoint : whole) {
     if (kept.count(checkpoint.folder) == 0) {
-      fs::remove_all(checkpoint.folder);
+      remove_checkpoint(checkpoint.folder);
     }
   }
 }
@@ -326,10 +357,7 @@ void remove_bad_checkpoints(const fs::path& folder, std::int64_t step) {
   for (const Checkpoint& checkpoint : whole_checkpoints(folder)) {
     const TrainingState& state = checkpoint.manifest.state;
     if (state.step > step && state.skipped_in_a_row > 0) {
-      const fs::path abandoned =
-          concat(checkpoint.folder.string(), kAttempt, "abandoned");  // what is left of it, a save removes
-      fs::rename(checkpoint.folder, abandoned);
-      fs::remove_all(abandoned);
+      remove_checkpoint(checkpoint.folder);
     }
   }
 }

@@ -1,6 +1,7 @@
 #include "src/train/checkpoint_manifest.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstdio>
 #include <map>
 #include <nlohmann/json.hpp>
@@ -119,8 +120,8 @@ CheckpointManifest manifest_from(const Json& json) {
                     .norms = json.at("norms"),
                     .skipped_in_a_row = json.value("skipped_in_a_row", std::int64_t{0}),
                     .rollbacks = json.value("rollbacks", std::int64_t{0})};
-  if (json.contains("validation_loss")) {
-    manifest.state.validation_loss = json.at("validation_loss").get<double>();
+  if (const auto loss = json.find("validation_loss"); loss != json.end() && loss->is_number()) {
+    manifest.state.validation_loss = loss->get<double>();
   }
   manifest.written_by = json.at("written_by");
   for (const Json& tensor : json.at("tensors")) {
@@ -183,7 +184,8 @@ std::string to_text(const CheckpointManifest& manifest) {
             {"skipped_in_a_row", state.skipped_in_a_row},
             {"rollbacks", state.rollbacks},
             {"data_fingerprint", state.data_fingerprint}};
-  if (state.validation_loss) {
+  if (state.validation_loss &&
+      std::isfinite(*state.validation_loss)) {  // JSON has no other numbers, and such a loss is no best
     json["validation_loss"] = *state.validation_loss;
   }
   json["written_by"] = manifest.written_by;

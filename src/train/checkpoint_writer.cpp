@@ -109,6 +109,9 @@ void CheckpointWriter::commit() {
   saved_step_ = save.state.step;
   save_seconds_ = monotonic_seconds() - save.began;
   if (communicator_.rank() == 0) {
+    if (settings_.saved) {
+      settings_.saved(saved_step_);
+    }
     // Removing large files takes file systems a while.
     cleaning_ = std::async(std::launch::async, [folder = folder_, retention = settings_.retention] {
       try {

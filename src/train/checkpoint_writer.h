@@ -23,7 +23,8 @@ class CheckpointWriter {
   struct Settings {
     bool background = true;
     Retention retention = {};
-    std::function<void(std::string_view)> say = nullptr;  ///< called on rank 0; may be empty
+    std::function<void(std::string_view)> say = nullptr;  ///< called on rank 0; may be empty, like the next
+    std::function<void(std::int64_t)> saved = nullptr;    ///< called on rank 0 when the checkpoint of this step is there
   };
 
   /// Saves into `folder`. The communicator outlives this object.

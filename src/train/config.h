@@ -173,10 +173,12 @@ struct RunConfig {
   template <class Self, class Visitor>
   static void describe(Self& self, Visitor&& visit) {
     visit.field("folder", self.folder, Field{"where metrics, the resolved configuration and checkpoints go"});
-    visit.field("resume", self.resume,
-                Field{"auto = go on from the folder's newest valid checkpoint, if any; never = refuse a folder that has one",
-                      "",
-                      {"auto", "never"}});
+    visit.field(
+        "resume", self.resume,
+        Field{"auto = go on from the folder's newest valid checkpoint, if any; must = refuse a folder without one; never = "
+              "refuse a folder that holds a run",
+              "",
+              {"auto", "must", "never"}});
     visit.field("time_limit", self.time_limit,
                 Field{"stop and save in time before the program has run so long; 0 = only before SLURM_JOB_END_TIME, if set",
                       "seconds"});

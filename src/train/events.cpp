@@ -4,9 +4,22 @@
 #include <unistd.h>
 
 #include <ctime>
+#include <fstream>
 #include <nlohmann/json.hpp>
 
 namespace attamba {
+
+std::optional<std::int64_t> last_saved_step(const std::filesystem::path& file) {
+  std::optional<std::int64_t> step;
+  std::ifstream in(file);
+  for (std::string line; std::getline(in, line);) {
+    const nlohmann::json event = nlohmann::json::parse(line, nullptr, false);  // a torn line is none
+    if (event.is_object() && event.value("event", "") == "saved") {
+      step = event.value("step", std::int64_t{0});
+    }
+  }
+  return step;
+}
 
 void append_event(const std::filesystem::path& file, nlohmann::json event) {
   event["time"] = static_cast<std::int64_t>(std::time(nullptr));

@@ -2,12 +2,17 @@
 // out of it, also when the run goes back to an earlier step.
 #pragma once
 
+#include <cstdint>
 #include <filesystem>
 #include <nlohmann/json_fwd.hpp>
+#include <optional>
 
 namespace attamba {
 
 inline constexpr const char* kEventsFile = "events.jsonl";
+
+/// The step of the last checkpoint that was saved, by the event "saved"; nothing when there was none, or no such file.
+std::optional<std::int64_t> last_saved_step(const std::filesystem::path& file);
 
 /// Appends the event with the time of day ("time", seconds since 1970) in one write. Failing is no reason to stop anything, so
 /// it is silent.

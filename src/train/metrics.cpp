@@ -58,7 +58,8 @@ std::int64_t count_of(const Json& json, const char* name) {
   return found->get<std::int64_t>();
 }
 
-void write_line(int descriptor, std::string_view line, const std::filesystem::path& file) {
+/// Why the line cannot be written; nothing when it is.
+std::optional<std::string> write_line(int descriptor, std::string_view line, const std::filesystem::path& file) {
   const off_t before = ::lseek(descriptor, 0, SEEK_END);
   for (std::string_view rest = line; !rest.empty();) {
     const ssize_t written = ::write(descriptor, rest.data(), rest.size());
@@ -73,8 +74,9 @@ void write_line(int descriptor, std::string_view line, const std::filesystem::pa
     // A torn line in the middle of a file would make all of it unreadable.
     require(rest.size() == line.size() || before < 0 || ::ftruncate(descriptor, before) == 0, "metrics: a line of ",
             file.string(), " is torn: ", std::strerror(error));
-    throw Error(concat("metrics: cannot write to ", file.string(), ": ", std::strerror(error)));
+    return concat("metrics: cannot write to ", file.string(), ": ", std::strerror(error));
   }
+  return std::nullopt;
 }
 
 /// The lines of `text` that stay when training goes on after `step`: no torn end, nothing later than `step`.
@@ -170,8 +172,23 @@ MetricsLog::~MetricsLog() {
   }
 }
 
-void MetricsLog::append(const MetricsRecord& record) {
-  write_line(descriptor_, to_json_line(record) + "\n", file_);
+std::optional<std::string> MetricsLog::append(const MetricsRecord& record) {
+  waiting_.push_back(to_json_line(record) + "\n");
+  return write_waiting();
+}
+
+std::optional<std::string> MetricsLog::write_waiting() {
+  for (; !waiting_.empty(); waiting_.pop_front()) {
+    if (auto reason = write_line(descriptor_, waiting_.front(), file_)) {
+      return reason;
+    }
+  }
+  return std::nullopt;
+}
+
+void MetricsLog::finish() {
+  const auto reason = write_waiting();
+  require(!reason, reason.value_or(""));
 }
 
 }  // namespace attamba

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <deque>
 #include <filesystem>
 #include <functional>
 #include <iosfwd>
@@ -38,7 +39,8 @@ MetricsRecord metrics_from_json_line(std::string_view line);
 std::vector<MetricsRecord> read_metrics(const std::filesystem::path& file);
 
 /// The open metrics.jsonl of a running training. A line is one write, so a reader and a crash see whole lines, except perhaps
-/// the last.
+/// the last. What cannot be written, on a full disk or by an error of the file system, is kept and tried again with the next
+/// line.
 class MetricsLog {
  public:
   /// Goes on with `file` after step `step` (0: from the beginning): removes what a crash left behind at its end, and the
@@ -48,11 +50,17 @@ class MetricsLog {
   MetricsLog(const MetricsLog&) = delete;
   MetricsLog& operator=(const MetricsLog&) = delete;
 
-  void append(const MetricsRecord& record);
+  /// Returns why there are lines that are not in the file yet; nothing when all are. Throws Error when the file is spoilt.
+  std::optional<std::string> append(const MetricsRecord& record);
+  /// Throws Error when there are lines that cannot be written.
+  void finish();
 
  private:
+  std::optional<std::string> write_waiting();
+
   std::filesystem::path file_;
   int descriptor_ = -1;
+  std::deque<std::string> waiting_;
 };
 
 /// Says how far training is: one line that is redrawn on a terminal, else plain lines at a bounded rate.

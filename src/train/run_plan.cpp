@@ -88,16 +88,28 @@ std::optional<Proposal> largest_that_fits(RunPlanRequest request, std::int64_t z
   TrainConfig& train = request.config.train;
   train.zero = zero;
   train.recompute = recompute;
-  for (; train.micro_batch > 0; --train.micro_batch) {
-    if (train == asked || train.global_batch % train.micro_batch != 0) {
-      continue;
-    }
-    const Demands demands = demands_of(request);
-    if (const double bytes = used_bytes(request, demands); bytes <= request.machine.memory) {
-      return Proposal{describe_change(asked, train), bytes, demands.time.total(), request.config};
+  std::vector<std::int64_t> sizes;
+  for (std::int64_t size = 1; size <= asked.micro_batch; ++size) {
+    train.micro_batch = size;
+    if (train != asked && train.global_batch % size == 0) {
+      sizes.push_back(size);
     }
   }
-  return std::nullopt;
+  // Memory grows with the micro-batch, so the largest that fits is found by halving.
+  std::optional<Proposal> found;
+  for (std::size_t begin = 0, end = sizes.size(); begin < end;) {
+    const std::size_t middle = begin + (end - begin) / 2;
+    train.micro_batch = sizes[middle];
+    const Demands demands = demands_of(request);
+    const double bytes = used_bytes(request, demands);
+    if (bytes <= request.machine.memory) {
+      found = Proposal{describe_change(asked, train), bytes, demands.time.total(), request.config};
+      begin = middle + 1;
+    } else {
+      end = middle;
+    }
+  }
+  return found;
 }
 
 /// Configurations that need less memory than this one: higher ZeRO stages, recomputation, smaller micro-batches.

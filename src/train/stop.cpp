@@ -18,6 +18,9 @@ namespace {
 /// How long a process that was told to stop goes on looking for the other ranks.
 constexpr unsigned kSecondsToMeet = 5;
 
+/// Of the time that there is, this part at most is kept in reserve: a fourth.
+constexpr double kReservedPart = 4;
+
 const double program_began = monotonic_seconds();
 
 std::atomic<int> first_signal = 0;
@@ -91,6 +94,9 @@ TimeLimit::TimeLimit(double seconds, double reserve, const EnvironmentLookup& lo
     const double today = std::chrono::duration<double>(std::chrono::system_clock::now().time_since_epoch()).count();
     const double end = monotonic_seconds() + static_cast<double>(slurm) - today;
     end_ = end_ ? std::min(*end_, end) : end;
+  }
+  if (end_) {
+    reserve_ = std::min(reserve_, std::max(0.0, *end_ - program_began) / kReservedPart);
   }
 }
 

@@ -45,7 +45,8 @@ std::int64_t stop_signal();
 /// the program's start, whichever comes first.
 class TimeLimit {
  public:
-  /// `reserve`: seconds that shall be left for what nobody can foresee, like a slow file server.
+  /// `reserve`: seconds that shall be left for what nobody can foresee, like a slow file server; a quarter of the time that
+  /// there is at most, so that each start gets on.
   TimeLimit(double seconds, double reserve, const EnvironmentLookup& lookup = environment_variable);
 
   /// Is it time to stop, `now` on the monotonic clock? The next look comes after `step` seconds, and a save takes `save`; both

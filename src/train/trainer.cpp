@@ -19,8 +19,12 @@ namespace attamba {
 
 namespace {
 
+namespace fs = std::filesystem;
+
 /// A stop waits for data so long before the step is abandoned.
 constexpr double kPatienceWithData = 1;
+/// When data does not come for so many seconds, a message says what is being read.
+constexpr double kSlowData = 4;
 /// A data source that does not answer is left behind after so long.
 constexpr double kPatienceWithLoader = 1;
 
@@ -113,6 +117,8 @@ auto Trainer::naming_samples(const std::vector<std::int64_t>& batch_samples, con
                        ", token ", error.row() % config_.data.sequence_length);
     }
     throw Error(concat(error.what(), "; step ", state_.step + 1, samples));
+  } catch (const RanksDisagree& error) {
+    throw Error(concat(error.what(), "; step ", state_.step + 1));
   }
 }
 
@@ -157,13 +163,18 @@ void Trainer::open_checkpoints() {
       folder() / kCheckpointFolder,
       CheckpointWriter::Settings{.background = c.background,
                                  .retention = {.keep = c.keep, .keep_every = c.keep_every, .keep_best = c.keep_best},
-                                 .say = [this](std::string_view text) { say(std::string(text)); }},
+                                 .say = [this](std::string_view text) { say(std::string(text)); },
+                                 .saved =
+                                     [this](std::int64_t step) {
+                                       append_event(folder() / kEventsFile, {{"event", "saved"}, {"step", step}});
+                                     }},
       communicator_);
 }
 
 void Trainer::resume() {
   open_checkpoints();
   if (!load_newest_checkpoint()) {
+    require_no_checkpoint_was_lost();
     programs_->initialize(static_cast<std::uint64_t>(config_.train.seed));
     state_.data_fingerprint = samples_->fingerprint();
   }
@@ -172,6 +183,19 @@ void Trainer::resume() {
   rolled_back_to_ = state_.step;
   const std::int64_t every = config_.checkpoint.every, last_good = state_.step - state_.skipped_in_a_row;
   save_due_ = every > 0 && state_.step / every > last_good / every;  // between bad steps none was made
+}
+
+/// Beginning again would throw away what the run has done, so it has to be meant.
+void Trainer::require_no_checkpoint_was_lost() {
+  on_first_rank([&] {
+    const fs::path checkpoints = folder() / kCheckpointFolder, events = folder() / kEventsFile;
+    require<UsageError>(config_.run.resume != "must", checkpoints.string(),
+                        ": holds no checkpoint, and run.resume is must; is run.folder right, and its file system there?");
+    const std::optional<std::int64_t> saved = last_saved_step(events);
+    require<UsageError>(!saved, checkpoints.string(), ": holds no checkpoint, but the run has saved one after step ",
+                        saved.value_or(0), " (", events.string(),
+                        "); is its file system there? To begin again choose another run.folder, or remove ", events.string());
+  });
 }
 
 bool Trainer::load_newest_checkpoint(bool to_go_back_to) {
@@ -281,10 +305,13 @@ Trainer::Outcome Trainer::run() {
   if (!stop_ && evaluator_ && evaluated_step_ != state_.step) {
     evaluate();
   }
-  if (checkpoints_ && state_.step > 0) {
+  if (checkpoints_ && (state_.step > 0 || state_.passed_over > 0)) {
     watchdog_->enter(Phase::saving, state_.step);
     bad_steps_.store(state_);
     checkpoints_->save_now(state_, programs_->saved_state());
+  }
+  if (metrics_) {
+    metrics_->finish();
   }
   report_end();
   return complete() ? Outcome::finished : Outcome::stopped;
@@ -299,10 +326,15 @@ std::optional<Batch> Trainer::next_batch() {
   constexpr double kLook = 0.05;
   if (!loader_->wait(0)) {
     watchdog_->enter(Phase::data, state_.step);
-    for (double asked = 0; !loader_->wait(kLook); asked += watchdog_->asked_to_stop() ? kLook : 0) {
+    double asked = 0;
+    for (int looks = 1; !loader_->wait(kLook); ++looks) {
+      asked += watchdog_->asked_to_stop() ? kLook : 0;
       if (asked >= kPatienceWithData) {
         data_stuck_ = true;
         return std::nullopt;
+      }
+      if (looks == static_cast<int>(kSlowData / kLook)) {
+        report_slow_data(kSlowData);
       }
     }
     watchdog_->enter(Phase::step, state_.step);

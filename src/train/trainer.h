@@ -56,6 +56,7 @@ class Trainer {
   void open_run_folder();
   void resume();
   bool load_newest_checkpoint(bool to_go_back_to = false);
+  void require_no_checkpoint_was_lost();
   void open_metrics();
   void start_loader();
   void drop_loader();
@@ -83,6 +84,8 @@ class Trainer {
   void say(const std::string& text);
   void log_event(nlohmann::json event);
   void log(const StepResult& result);
+  void report_slow_data(double seconds);
+  void append_metrics(const MetricsRecord& record);
   void find_slow_ranks(std::span<const RankNews> news);
   void report_skipped(const StepResult& result, MetricsRecord& record);
   void report_rollback(std::int64_t first_bad, std::int64_t last_bad);
@@ -110,6 +113,7 @@ class Trainer {
   TrainingState state_;
   double peak_flops_ = 0;
   std::unique_ptr<MetricsLog> metrics_;
+  bool metrics_wait_ = false;  ///< lines could not be written so far
   std::unique_ptr<ProgressLine> progress_;
   OpProfile profile_;
   bool compare_cpu_ = false;  ///< still to be done, before the next micro-batch

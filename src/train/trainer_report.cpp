@@ -102,11 +102,35 @@ void Trainer::log(const StepResult& result) {
     if (result.skipped) {
       report_skipped(result, record);
     }
-    metrics_->append(record);
+    append_metrics(record);
     progress_->update(record);
   }
   window_seconds_ = 0;
   window_steps_ = 0;
+}
+
+/// Each rank by itself: the others wait for this one.
+void Trainer::report_slow_data(double seconds) {
+  const std::string reading = loader_->reading();
+  const std::string text =
+      concat("rank ", communicator_.rank(), watchdog_->on_host(communicator_.rank()), " has waited ", seconds,
+             " s for data in step ", state_.step + 1, reading.empty() ? std::string() : concat(", reading ", reading));
+  if (leads()) {
+    say(text);
+  } else {
+    std::cerr << text << std::endl;
+  }
+  append_event(folder() / kEventsFile,
+               {{"event", "slow data"}, {"step", state_.step}, {"rank", communicator_.rank()}, {"reading", reading}});
+}
+
+/// A line that cannot be written ends no training: it is tried again.
+void Trainer::append_metrics(const MetricsRecord& record) {
+  const std::optional<std::string> reason = metrics_->append(record);
+  if (reason && !metrics_wait_) {
+    say(*reason + "; training goes on, and tries again with the next line");
+  }
+  metrics_wait_ = reason.has_value();
 }
 
 /// The step's samples follow each other: `first_sample` to `last_sample` of the run.
@@ -175,7 +199,7 @@ void Trainer::report_evaluation(const EvaluationResult& result) {
   record.more = {{"perplexity", result.perplexity()},
                  {"word_perplexity", result.word_perplexity()},
                  {"bits_per_byte", result.bits_per_byte()}};
-  metrics_->append(record);
+  append_metrics(record);
   char text[160];
   std::snprintf(
       text, sizeof text, "validation after step %s: loss %.4f, perplexity %.2f per token, %.1f per word, %.4f bits per byte",

@@ -281,8 +281,25 @@ TEST_F(LoaderTest, StoppingWaitsNoLongerThanAsked) {
     std::this_thread::sleep_for(std::chrono::milliseconds(1));
   }
   EXPECT_FALSE(loader.stop(0.02));
+  EXPECT_EQ(loader.reading(), "") << "it has not come to a sample yet";
   stuck = false;
   EXPECT_TRUE(loader.stop(60));
+}
+
+TEST_F(LoaderTest, ASampleIsNamedByItsShard) {
+  const SampleSource source(one());
+  const auto n = static_cast<std::uint64_t>(source.config().n);
+  const Dataset& dataset = source.config().sources[0].dataset;
+  for (std::uint64_t index = 0; index < 50; ++index) {
+    const Sample sample = source.sample(index);
+    std::uint64_t left = sample.window * n;
+    std::size_t shard = 0;
+    for (; left >= dataset.manifest().shards[shard].counts.tokens; ++shard) {
+      left -= dataset.manifest().shards[shard].counts.tokens;
+    }
+    EXPECT_EQ(source.describe(index), concat("sample ", index, ": window ", sample.window, " in ",
+                                             (dataset.folder() / dataset.manifest().shards[shard].file).string()));
+  }
 }
 
 TEST_F(LoaderTest, SourcesThatCannotBeMixedAreRefused) {

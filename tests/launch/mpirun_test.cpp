@@ -73,12 +73,15 @@ TEST_F(Mpirun, AStoppedRunIsStartedAgainAsOftenAsAsked) {
 TEST_F(Mpirun, ASignalLetsRanksFinishAndIsNoReasonToStartAgain) {
   std::ofstream(folder_ / "rank.sh") << "trap 'sleep 2; echo saved; exit 75' USR1\necho ready > "
                                      << (folder_ / "ready").string() << "\nfor i in $(seq 300); do sleep 0.1; done\n";
-  const Outcome outcome =
-      shell(concat("bash ", ATTAMBA_SOURCE_DIR, "/launch/mpirun.sh -n 2 --requeue 5 sh ", (folder_ / "rank.sh").string(),
-                   " & script=$!; until [ -e ", (folder_ / "ready").string(),
-                   " ]; do sleep 0.1; done; sleep 0.3; kill -TERM $script; wait $script"));
-  EXPECT_EQ(outcome.exit_code, 75) << outcome.output;
-  EXPECT_THAT(outcome.output, AllOf(HasSubstr("saved"), Not(HasSubstr("going on"))));
+  for (const char* signal : {"TERM", "USR2", "HUP"}) {
+    fs::remove(folder_ / "ready");
+    const Outcome outcome =
+        shell(concat("bash ", ATTAMBA_SOURCE_DIR, "/launch/mpirun.sh -n 2 --requeue 5 sh ", (folder_ / "rank.sh").string(),
+                     " & script=$!; until [ -e ", (folder_ / "ready").string(), " ]; do sleep 0.1; done; sleep 0.3; kill -",
+                     signal, " $script; wait $script"));
+    EXPECT_EQ(outcome.exit_code, 75) << signal << ": " << outcome.output;
+    EXPECT_THAT(outcome.output, AllOf(HasSubstr("saved"), Not(HasSubstr("going on")))) << signal;
+  }
 }
 
 }  // namespace

@@ -141,6 +141,24 @@ TEST_F(Training, OnlyDamagedCheckpointsAreNeverAFreshStart) {
   EXPECT_THAT(outcome.output, HasSubstr("none is whole"));
 }
 
+TEST_F(Training, CheckpointsThatAreGoneAreNoReasonToBeginAgainUnasked) {
+  train_well("lost", 1);
+  const fs::path checkpoints = run_folder("lost") / "checkpoints", metrics = run_folder("lost") / "metrics.jsonl";
+  fs::rename(checkpoints, folder_ / "elsewhere");  // as when a file system is not there
+  const auto size = fs::file_size(metrics);
+  const Outcome outcome = train("lost", 2);
+  EXPECT_EQ(outcome.exit_code, 2) << outcome.output;
+  EXPECT_THAT(outcome.output,
+              HasSubstr(checkpoints.string() + ": holds no checkpoint, but the run has saved one after step 6"));
+  EXPECT_EQ(fs::file_size(metrics), size);
+  fs::remove_all(checkpoints);
+  fs::rename(folder_ / "elsewhere", checkpoints);
+  train_well("lost", 1, "--run.resume must");
+  const Outcome fresh = train("fresh", 1, "--run.resume must");
+  EXPECT_EQ(fresh.exit_code, 2) << fresh.output;
+  EXPECT_THAT(fresh.output, HasSubstr("run.resume is must"));
+}
+
 TEST_F(Training, AnInterruptSavesAndEndsCleanlyAndTheRunGoesOn) {
   const std::string more = "--train.steps 400 --checkpoint.every 0 --eval.every 0 --train.log_every 100";
   train_well("uninterrupted", 1, more);
@@ -188,7 +206,7 @@ TEST_F(Training, AStartThatWasCutOffWhileItClaimedItsFolderIsNoObstacle) {
   std::ofstream(run_folder("cut_off") / "config.toml.tmp") << "[mod";
   train_well("cut_off", 1);
   fs::remove_all(run_folder("cut_off") / "checkpoints");
-  for (const char* later : {"run.json", "tokenizer.model", "metrics.jsonl"}) {
+  for (const char* later : {"run.json", "tokenizer.model", "metrics.jsonl", "events.jsonl"}) {
     fs::remove(run_folder("cut_off") / later);
   }
   train_well("cut_off", 1);

@@ -8,6 +8,7 @@
 #include <csignal>
 #include <cstdlib>
 #include <fstream>
+#include <limits>
 #include <mutex>
 
 #include "data/hdf5_handle.h"
@@ -269,6 +270,20 @@ TEST_F(Checkpoints, TheSameStepIsSavedAgainOverWhatIsThere) {
   EXPECT_EQ(loaded, second);
 }
 
+TEST_F(Checkpoints, OneThatWasBeingReplacedTakesItsPlaceAgain) {
+  SomeState state(1), loaded;
+  save(5, state);
+  fs::rename(path(5), path(5).string() + ".tmp-replaced");  // as a kill leaves it, where two folders cannot be exchanged
+  fs::create_directories(path(5).string() + ".tmp-1-2");
+  EXPECT_EQ(newest(), 5);
+  load_slices(open_checkpoint(path(5)), whole_slices(loaded.tensors()));
+  EXPECT_EQ(loaded, state);
+  fs::rename(path(5), path(5).string() + ".tmp-replaced");
+  save(6, state);
+  EXPECT_EQ(entries(), 2u);
+  EXPECT_NO_THROW(checked_checkpoint(path(5), alone_));
+}
+
 TEST_F(Checkpoints, AnotherModelIsRefusedByName) {
   SomeState state(1);
   save(1, state);
@@ -363,6 +378,33 @@ TEST_F(Retained, AValidationLossCanBeAddedAndNothingElseChanges) {
   EXPECT_EQ(after.state.validation_loss, 2.25);
   after.state.validation_loss.reset();
   EXPECT_EQ(to_text(after), to_text(before));
+}
+
+TEST_F(Retained, ALossThatIsNotFiniteIsNoneAndSpoilsNothing) {
+  for (const double loss : {std::numeric_limits<double>::quiet_NaN(), std::numeric_limits<double>::infinity()}) {
+    fs::remove_all(path(5));
+    save_with_loss(3, 1.5);
+    save_with_loss(4, loss);
+    EXPECT_EQ(newest(), 4);
+    EXPECT_FALSE(open_checkpoint(path(4)).manifest.state.validation_loss);
+    save_with_loss(5, 2.5);
+    remove_old_checkpoints(folder_, {.keep = 1, .keep_best = true});
+    EXPECT_EQ(left(), (std::vector<std::int64_t>{5, 3}));
+    note_validation_loss(path(5), loss);
+    EXPECT_EQ(newest(), 5);
+  }
+}
+
+TEST_F(Retained, WhatAKillLeavesOfARemovalTheNextSaveRemoves) {
+  for (std::int64_t step = 1; step <= 3; ++step) {
+    save_with_loss(step, 1);
+  }
+  fs::create_directory(path(1).string() + ".tmp-removed");
+  write_file(path(1).string() + ".tmp-removed/rank-00000.h5", "half");  // in the way of the next removal
+  save_with_loss(4, 1);
+  EXPECT_EQ(entries(), 4u);
+  remove_old_checkpoints(folder_, {.keep = 1});
+  EXPECT_EQ(entries(), 1u);
 }
 
 TEST_F(Retained, DamagedOnesDoNotCountSoTheLastGoodOneStays) {

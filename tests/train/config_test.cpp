@@ -331,7 +331,7 @@ TEST(ValidateConfig, NamesKeyValueAndAdvice) {
       {"checkpoint.keep_every", "-1", "checkpoint.keep_every = -1", "use 0"},
       {"checkpoint.keep_every", "7500", "checkpoint.keep_every = 7500", "multiple of checkpoint.every = 5000"},
       {"checkpoint.keep_best", "true", "checkpoint.keep_best = true", "data.valid"},
-      {"run.resume", "always", "run.resume = \"always\"", "Known: auto, never"},
+      {"run.resume", "always", "run.resume = \"always\"", "Known: auto, must, never"},
   };
   for (const BadRun& bad : cases) {
     Config config;

@@ -135,27 +135,26 @@ TEST_F(MetricsTest, AFileThatCannotBeWrittenIsNamed) {
   }
 }
 
-TEST_F(MetricsTest, AFullDiskIsAnErrorAndNotATornFile) {
+TEST_F(MetricsTest, WhatAFullDiskDoesNotTakeIsWrittenLaterAndTearsNoLine) {
   MetricsLog log(file_, 0);
-  log.append(at(1));
+  EXPECT_FALSE(log.append(at(1)));
   const std::string before = text();
   rlimit limit{};
   ASSERT_EQ(::getrlimit(RLIMIT_FSIZE, &limit), 0);
   const rlimit small = {.rlim_cur = before.size() + 10, .rlim_max = limit.rlim_max};
   const auto handler = std::signal(SIGXFSZ, SIG_IGN);
   ASSERT_EQ(::setrlimit(RLIMIT_FSIZE, &small), 0);
-  std::string message;
-  try {
-    log.append(at(2));
-  } catch (const Error& error) {
-    message = error.what();
-  }
+  const auto reason = log.append(at(2));
+  EXPECT_TRUE(log.append(at(3)));
+  EXPECT_THROW(log.finish(), Error);
   ::setrlimit(RLIMIT_FSIZE, &limit);
   std::signal(SIGXFSZ, handler);
-  EXPECT_THAT(message, HasSubstr("cannot write to " + file_.string()));
+  ASSERT_TRUE(reason);
+  EXPECT_THAT(*reason, HasSubstr("cannot write to " + file_.string()));
   EXPECT_EQ(text(), before);
-  log.append(at(2));
-  EXPECT_EQ(steps(), (std::vector<std::int64_t>{1, 2}));
+  EXPECT_FALSE(log.append(at(4)));
+  EXPECT_EQ(steps(), (std::vector<std::int64_t>{1, 2, 3, 4}));
+  EXPECT_NO_THROW(log.finish());
 }
 
 class Progress : public testing::Test {

@@ -48,6 +48,12 @@ TEST(TimeLimit, LeavesRoomForAStepASaveAndTheReserve) {
   EXPECT_FALSE(TimeLimit(0, 50, kNothing).is_up(1e12, 5, 20));
 }
 
+TEST(TimeLimit, TheReserveLeavesAShortJobMostOfItsTime) {
+  const double now = monotonic_seconds();
+  EXPECT_NEAR(seconds_left(TimeLimit(40, 60, kNothing), now), seconds_left(TimeLimit(40, 10, kNothing), now), 0.01);
+  EXPECT_GT(seconds_left(TimeLimit(40, 60, kNothing), now), 20);
+}
+
 TEST(TimeLimit, ObeysSlurmAndTheEarlierOfTwo) {
   const std::string in_an_hour = std::to_string(std::time(nullptr) + 3600);
   const double now = monotonic_seconds();

@@ -25,7 +25,7 @@ class Dataset {
   std::uint64_t text_bytes() const;  ///< UTF-8 bytes of all documents: the denominator of bits per byte
   std::uint64_t text_words() const;  ///< words between ASCII whitespace: the denominator of word perplexity
   std::int32_t vocabulary_size() const;
-  /// Of tokens, documents and tokenizer; equal for equal content wherever it lies.
+  /// Of tokens, documents, tokenizer and how shards are cut; equal for the same files wherever they lie.
   const std::string& fingerprint() const;
   const std::string& tokenizer_hash() const;
   std::filesystem::path tokenizer_model_path() const;

@@ -3,6 +3,7 @@
 //   attamba_faults --trials 1000 --seed 7        random trials; a failure prints the seed that repeats it
 //   attamba_faults --replay 12345                one trial again, its folder is kept
 //   attamba_faults --sweep 2                     SIGKILL at every single system call that writes, on two ranks
+//   attamba_faults --sweep 2 --sweep-with eio    each of these calls fails, and training may go on or be started again
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
@@ -29,6 +30,7 @@ namespace fs = std::filesystem;
 struct Options {
   std::int64_t trials = 20, replay = -1, sweep = 0, every = 1;
   std::uint64_t seed = 1;
+  std::string sweep_with = "kill";
   int jobs = 1;
   double seconds = 0;
   bool keep = false;
@@ -75,16 +77,17 @@ std::vector<Fault> chosen_kinds(const std::vector<std::string>& names) {
   return kinds;
 }
 
-/// SIGKILL at every `every`-th call of every rank that writes.
+/// SIGKILL, or an error, at every `every`-th call of every rank that writes.
 std::vector<Plan> plan_sweep(const Options& options, const Reference& reference) {
   std::vector<Plan> plans;
   const auto ranks = static_cast<int>(options.sweep);
   const std::vector<long>& calls = reference.calls.at(static_cast<std::size_t>(ranks));
   const Start start{.ranks = ranks, .transport = ranks == 1 ? Transport::alone : Transport::tcp};
+  const Fault fault = options.sweep_with == "kill" ? Fault::call_kill : Fault::call_error;
   for (std::size_t rank = 0; rank < calls.size(); ++rank) {
     for (long call = 1; call <= calls[rank]; call += options.every) {
-      Plan plan{.seed = 0, .fault = Fault::call_kill, .starts = {start, start}};
-      plan.starts[0].faults = {{"ATTAMBA_FAULT_KIND", "kill"},
+      Plan plan{.seed = 0, .fault = fault, .starts = {start, start}, .moments = {{}}};
+      plan.starts[0].faults = {{"ATTAMBA_FAULT_KIND", options.sweep_with},
                                {"ATTAMBA_FAULT_SCOPE", "job"},
                                {"ATTAMBA_FAULT_RANK", std::to_string(rank)},
                                {"ATTAMBA_FAULT_AT", std::to_string(call)}};
@@ -192,7 +195,10 @@ int run(int argc, char** argv) {
   app.add_option("--trials", options.trials, "random trials")->capture_default_str();
   app.add_option("--seed", options.seed, "of the trials")->capture_default_str();
   app.add_option("--replay", options.replay, "one trial again, by the seed that it printed; keeps its folder");
-  app.add_option("--sweep", options.sweep, "SIGKILL at every call that writes, on so many ranks")->check(CLI::Range(1, 4));
+  app.add_option("--sweep", options.sweep, "a fault at every call that writes, on so many ranks")->check(CLI::Range(1, 4));
+  app.add_option("--sweep-with", options.sweep_with, "what happens there: SIGKILL, or an error of the call")
+      ->check(CLI::IsMember({"kill", "eio"}))
+      ->capture_default_str();
   app.add_option("--sweep-every", options.every, "only at every so many-th call")->check(CLI::PositiveNumber);
   app.add_option("--kinds", options.kinds, "only these faults")->delimiter(',');
   app.add_option("--jobs", options.jobs, "trials at a time")->check(CLI::PositiveNumber)->capture_default_str();

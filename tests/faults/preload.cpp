@@ -10,10 +10,15 @@
 //   ATTAMBA_FAULT_SCOPE    what SIGKILL hits: rank (default), or job: every process of the session
 //   ATTAMBA_FAULT_DELAY    milliseconds
 //   ATTAMBA_FAULT_LOG      a file to which every fault is appended as "RANK NUMBER CALL PATH"
-//   ATTAMBA_FAULT_TRACE    a file to which every counted call is appended in the same form
+//   ATTAMBA_FAULT_TRACE    a file to which every counted call is appended in the same form, and once more, as "failed", when it
+//                          failed
+//
+// Calls are seen by their names in the C library. What that writes by itself is not (streams of stdio), nor are memory maps,
+// modes, times and locks: training uses none of the first two for its folder, and the others change no contents.
 #include <dirent.h>
 #include <dlfcn.h>
 #include <fcntl.h>
+#include <sys/sendfile.h>
 #include <sys/stat.h>
 #include <sys/uio.h>
 #include <unistd.h>
@@ -173,6 +178,7 @@ pid_t session_of(const char* process) {
 enum Can : unsigned { can_be_torn = 1, can_lack_space = 2 };
 
 struct Verdict {
+  long number = 0;
   int error = 0;
   bool half = false, then_die = false;
 };
@@ -189,7 +195,7 @@ Verdict judge(const char* call, const std::string& path, unsigned can) {
                         : s.kind == Kind::torn || s.kind == Kind::shorten ? (can & can_be_torn) != 0
                                                                           : true;
   if (!s.armed || number < s.at || !possible || (s.count > 0 && faults >= s.count)) {
-    return {};
+    return {.number = number};
   }
   ++faults;
   append(s.log, number, call, path);
@@ -197,30 +203,34 @@ Verdict judge(const char* call, const std::string& path, unsigned can) {
     case Kind::kill:
       die();
     case Kind::torn:
-      return {.half = true, .then_die = true};
+      return {.number = number, .half = true, .then_die = true};
     case Kind::shorten:
-      return {.half = true};
+      return {.number = number, .half = true};
     case Kind::error:
-      return {.error = s.error};
+      return {.number = number, .error = s.error};
     case Kind::delay:
       usleep(static_cast<useconds_t>(s.delay) * 1000);
-      return {};
+      break;
     case Kind::none:
-      return {};
+      break;
   }
-  return {};
+  return {.number = number};
 }
 
 /// Runs `body` unless the call has to fail; -1 and errno then.
 template <class Body>
-auto attempt(bool counts, const char* call, const std::string& path, unsigned can, const Body& body) -> decltype(body()) {
-  if (counts) {
-    if (const Verdict verdict = judge(call, path, can); verdict.error != 0) {
-      errno = verdict.error;
-      return -1;
-    }
+int attempt(bool counts, const char* call, const std::string& path, unsigned can, const Body& body) {
+  if (!counts) {
+    return body();
   }
-  return body();
+  const Verdict verdict = judge(call, path, can);
+  const int result = verdict.error == 0 ? body() : -1;
+  const int error = verdict.error == 0 ? errno : verdict.error;
+  if (result < 0) {
+    append(settings().trace, verdict.number, "failed", path);
+  }
+  errno = error;
+  return result;
 }
 
 template <class Body>
@@ -284,17 +294,47 @@ mode_t mode_argument(int flags, va_list arguments) {
     });                                                                                                              \
     return file;                                                                                                     \
   }
+#define ATTAMBA_CREAT(name)                                                                            \
+  int name(const char* path, mode_t mode) {                                                            \
+    static const auto real = next<int(const char*, mode_t)>(#name);                                    \
+    return attempt_open("open", AT_FDCWD, path, O_WRONLY | O_CREAT, [&] { return real(path, mode); }); \
+  }
 #define ATTAMBA_PWRITE(name)                                                                                              \
   ssize_t name(int descriptor, const void* bytes, size_t size, off_t offset) {                                            \
     static const auto real = next<ssize_t(int, const void*, size_t, off_t)>(#name);                                       \
     return attempt_write(descriptor, "pwrite", size, [&](size_t part) { return real(descriptor, bytes, part, offset); }); \
   }
-#define ATTAMBA_FALLOCATE(name)                                                                          \
-  int name(int descriptor, off_t offset, off_t size) {                                                   \
-    static const auto real = next<int(int, off_t, off_t)>(#name);                                        \
-    const int result = attempt(is_watched(descriptor), "fallocate", path_of(descriptor), can_lack_space, \
-                               [&] { return real(descriptor, offset, size); });                          \
-    return result < 0 ? errno : result;                                                                  \
+#define ATTAMBA_PWRITEV(name)                                                                                  \
+  ssize_t name(int descriptor, const iovec* pieces, int count, off_t offset) {                                 \
+    static const auto real = next<ssize_t(int, const iovec*, int, off_t)>(#name);                              \
+    return attempt_write(descriptor, "pwritev", 2,                                                             \
+                         [&](size_t part) { return real(descriptor, pieces, part < 2 ? 1 : count, offset); }); \
+  }
+#define ATTAMBA_SENDFILE(name)                                                                             \
+  ssize_t name(int out, int in, off_t* offset, size_t size) noexcept {                                     \
+    static const auto real = next<ssize_t(int, int, off_t*, size_t)>(#name);                               \
+    return attempt_write(out, "sendfile", size, [&](size_t part) { return real(out, in, offset, part); }); \
+  }
+#define ATTAMBA_FALLOCATE(name)                                                            \
+  int name(int descriptor, int mode, off_t offset, off_t size) {                           \
+    static const auto real = next<int(int, int, off_t, off_t)>(#name);                     \
+    const bool counts = is_watched(descriptor);                                            \
+    return attempt(counts, "fallocate", counts ? path_of(descriptor) : "", can_lack_space, \
+                   [&] { return real(descriptor, mode, offset, size); });                  \
+  }
+#define ATTAMBA_POSIX_FALLOCATE(name)                                                                  \
+  int name(int descriptor, off_t offset, off_t size) {                                                 \
+    static const auto real = next<int(int, off_t, off_t)>(#name);                                      \
+    const bool counts = is_watched(descriptor);                                                        \
+    const int result = attempt(counts, "fallocate", counts ? path_of(descriptor) : "", can_lack_space, \
+                               [&] { return real(descriptor, offset, size); });                        \
+    return result < 0 ? errno : result;                                                                \
+  }
+#define ATTAMBA_FTRUNCATE(name)                                                                                        \
+  int name(int descriptor, off_t size) noexcept {                                                                      \
+    static const auto real = next<int(int, off_t)>(#name);                                                             \
+    const bool counts = is_watched(descriptor);                                                                        \
+    return attempt(counts, "ftruncate", counts ? path_of(descriptor) : "", 0, [&] { return real(descriptor, size); }); \
   }
 #define ATTAMBA_FSYNC(name)                                                                       \
   int name(int descriptor) {                                                                      \
@@ -314,8 +354,8 @@ namespace {
 
 /// The old name comes along, so that whoever reads a trace can follow the file.
 template <class Body>
-int attempt_rename(const std::string& from, const std::string& to, const Body& body) {
-  return attempt(below(to), "rename", from + " -> " + to, can_lack_space, body);
+int attempt_rename(const char* call, const std::string& from, const std::string& to, const Body& body) {
+  return attempt(below(from) || below(to), call, from + " -> " + to, can_lack_space, body);
 }
 
 }  // namespace
@@ -329,10 +369,8 @@ ATTAMBA_OPENAT(openat64)
 ATTAMBA_FOPEN(fopen)
 ATTAMBA_FOPEN(fopen64)
 
-int creat(const char* path, mode_t mode) {
-  static const auto real = next<int(const char*, mode_t)>("creat");
-  return attempt_open("open", AT_FDCWD, path, O_WRONLY | O_CREAT, [&] { return real(path, mode); });
-}
+ATTAMBA_CREAT(creat)
+ATTAMBA_CREAT(creat64)
 
 ssize_t write(int descriptor, const void* bytes, size_t size) {
   static const auto real = next<ssize_t(int, const void*, size_t)>("write");
@@ -340,28 +378,31 @@ ssize_t write(int descriptor, const void* bytes, size_t size) {
 }
 ATTAMBA_PWRITE(pwrite)
 ATTAMBA_PWRITE(pwrite64)
+ATTAMBA_SENDFILE(sendfile)
+ATTAMBA_SENDFILE(sendfile64)
+
+ssize_t copy_file_range(int in, off64_t* in_offset, int out, off64_t* out_offset, size_t size, unsigned flags) {
+  static const auto real = next<ssize_t(int, off64_t*, int, off64_t*, size_t, unsigned)>("copy_file_range");
+  return attempt_write(out, "copy_file_range", size,
+                       [&](size_t part) { return real(in, in_offset, out, out_offset, part, flags); });
+}
 
 /// Cut short, the first piece alone: that is what a short write may be.
 ssize_t writev(int descriptor, const iovec* pieces, int count) {
   static const auto real = next<ssize_t(int, const iovec*, int)>("writev");
   return attempt_write(descriptor, "writev", 2, [&](size_t part) { return real(descriptor, pieces, part < 2 ? 1 : count); });
 }
+ATTAMBA_PWRITEV(pwritev)
+ATTAMBA_PWRITEV(pwritev64)
 
 ATTAMBA_FSYNC(fsync)
 ATTAMBA_FSYNC(fdatasync)
-ATTAMBA_FALLOCATE(posix_fallocate)
-ATTAMBA_FALLOCATE(posix_fallocate64)
-
-int ftruncate(int descriptor, off_t size) noexcept {
-  static const auto real = next<int(int, off_t)>("ftruncate");
-  const bool counts = is_watched(descriptor);
-  return attempt(counts, "ftruncate", counts ? path_of(descriptor) : "", 0, [&] { return real(descriptor, size); });
-}
-int ftruncate64(int descriptor, off64_t size) noexcept {
-  static const auto real = next<int(int, off64_t)>("ftruncate64");
-  const bool counts = is_watched(descriptor);
-  return attempt(counts, "ftruncate", counts ? path_of(descriptor) : "", 0, [&] { return real(descriptor, size); });
-}
+ATTAMBA_FALLOCATE(fallocate)
+ATTAMBA_FALLOCATE(fallocate64)
+ATTAMBA_POSIX_FALLOCATE(posix_fallocate)
+ATTAMBA_POSIX_FALLOCATE(posix_fallocate64)
+ATTAMBA_FTRUNCATE(ftruncate)
+ATTAMBA_FTRUNCATE(ftruncate64)
 
 /// A close that fails has closed the file all the same.
 int close(int descriptor) {
@@ -381,14 +422,32 @@ int close(int descriptor) {
 
 int rename(const char* from, const char* to) noexcept {
   static const auto real = next<int(const char*, const char*)>("rename");
-  return attempt_rename(absolute(AT_FDCWD, from), absolute(AT_FDCWD, to), [&] { return real(from, to); });
+  return attempt_rename("rename", absolute(AT_FDCWD, from), absolute(AT_FDCWD, to), [&] { return real(from, to); });
 }
 int renameat(int from_folder, const char* from, int to_folder, const char* to) noexcept {
   static const auto real = next<int(int, const char*, int, const char*)>("renameat");
-  return attempt_rename(absolute(from_folder, from), absolute(to_folder, to),
+  return attempt_rename("rename", absolute(from_folder, from), absolute(to_folder, to),
                         [&] { return real(from_folder, from, to_folder, to); });
 }
+/// After an exchange there are both names, which a trace has to say.
+int renameat2(int from_folder, const char* from, int to_folder, const char* to, unsigned flags) noexcept {
+  static const auto real = next<int(int, const char*, int, const char*, unsigned)>("renameat2");
+  return attempt_rename((flags & RENAME_EXCHANGE) != 0 ? "exchange" : "rename", absolute(from_folder, from),
+                        absolute(to_folder, to), [&] { return real(from_folder, from, to_folder, to, flags); });
+}
+int link(const char* from, const char* to) noexcept {
+  static const auto real = next<int(const char*, const char*)>("link");
+  return attempt_rename("link", absolute(AT_FDCWD, from), absolute(AT_FDCWD, to), [&] { return real(from, to); });
+}
+int linkat(int from_folder, const char* from, int to_folder, const char* to, int flags) noexcept {
+  static const auto real = next<int(int, const char*, int, const char*, int)>("linkat");
+  return attempt_rename("link", absolute(from_folder, from), absolute(to_folder, to),
+                        [&] { return real(from_folder, from, to_folder, to, flags); });
+}
 
+ATTAMBA_ON_PATH(symlink, "symlink", can_lack_space, AT_FDCWD, path, (const char* text, const char* path), text, path)
+ATTAMBA_ON_PATH(symlinkat, "symlink", can_lack_space, folder, path, (const char* text, int folder, const char* path), text,
+                folder, path)
 ATTAMBA_ON_PATH(mkdir, "mkdir", can_lack_space, AT_FDCWD, path, (const char* path, mode_t mode), path, mode)
 ATTAMBA_ON_PATH(mkdirat, "mkdir", can_lack_space, folder, path, (int folder, const char* path, mode_t mode), folder, path, mode)
 ATTAMBA_ON_PATH(unlink, "unlink", 0, AT_FDCWD, path, (const char* path), path)
@@ -396,5 +455,6 @@ ATTAMBA_ON_PATH(unlinkat, "unlink", 0, folder, path, (int folder, const char* pa
 ATTAMBA_ON_PATH(remove, "unlink", 0, AT_FDCWD, path, (const char* path), path)
 ATTAMBA_ON_PATH(rmdir, "rmdir", 0, AT_FDCWD, path, (const char* path), path)
 ATTAMBA_ON_PATH(truncate, "truncate", 0, AT_FDCWD, path, (const char* path, off_t size), path, size)
+ATTAMBA_ON_PATH(truncate64, "truncate", 0, AT_FDCWD, path, (const char* path, off64_t size), path, size)
 
 }  // extern "C"

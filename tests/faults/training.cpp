@@ -46,7 +46,7 @@ std::vector<std::string> Training::command(const Start& start) const {
        {std::string("--train.global_batch=5"), std::string("--train.deterministic=true"), std::string("--eval.every=12"),
         concat("--train.steps=", Laboratory::kSteps), concat("--checkpoint.every=", Laboratory::kEvery),
         concat("--checkpoint.keep=", Laboratory::kKeep),
-        concat("--checkpoint.background=", start.background ? "true" : "false"),
+        concat("--checkpoint.background=", start.background ? "true" : "false"), concat("--train.zero=", start.zero),
         concat("--data.train=", (laboratory_.data / "train").string()),
         concat("--data.valid=", (laboratory_.data / "valid").string()), concat("--run.folder=", run().string())}) {
     words.push_back(more);
@@ -78,6 +78,10 @@ std::unique_ptr<Session> Training::start(const Start& start) {
     more.insert(more.end(), start.faults.begin(), start.faults.end());
   }
   return std::make_unique<Session>(command(start), more, folder_ / concat("log-", ++starts_));
+}
+
+fs::path Training::fault_log(int start) const {
+  return folder_ / concat("faults-", start);
 }
 
 std::string Training::log() const {
@@ -149,6 +153,25 @@ std::vector<std::string> Training::leftovers() const {
     }
   }
   return found;
+}
+
+std::vector<std::string> Training::broken_checkpoints() const {
+  std::vector<std::string> broken;
+  const std::regex file("\"file\": ?\"([^\"]+)\", ?\"bytes\": ?([0-9]+)");
+  for (const fs::path& checkpoint : checkpoints()) {
+    const std::string manifest = read_file(checkpoint / "manifest.json"), name = checkpoint.filename();
+    const auto begin = std::sregex_iterator(manifest.begin(), manifest.end(), file), end = std::sregex_iterator();
+    if (begin == end) {
+      broken.push_back(name + " without a manifest that names files");
+    }
+    for (auto match = begin; match != end; ++match) {
+      std::error_code gone;
+      if (fs::file_size(checkpoint / (*match)[1].str(), gone) != std::stoull((*match)[2]) || gone) {
+        broken.push_back(concat(name, " without a whole ", (*match)[1].str()));
+      }
+    }
+  }
+  return broken;
 }
 
 }  // namespace attamba::faults

@@ -31,6 +31,7 @@ struct Start {
   int ranks = 1;
   Transport transport = Transport::alone;
   bool background = true;  ///< saving
+  int zero = 0;            ///< train.zero
   Environment faults = {};
 };
 
@@ -44,7 +45,7 @@ class Training {
 
   const std::filesystem::path& program() const { return laboratory_.program; }
   std::filesystem::path run() const { return folder_ / "run"; }
-  std::filesystem::path fault_log() const { return folder_ / "faults"; }
+  std::filesystem::path fault_log(int start) const;
   std::filesystem::path trace() const { return folder_ / "trace"; }
   /// Output of the newest start.
   std::string log() const;
@@ -61,6 +62,8 @@ class Training {
   std::string final_state() const;
   /// Files and folders of interrupted writes.
   std::vector<std::string> leftovers() const;
+  /// Checkpoints that are not whole, each with what it lacks: its manifest, or a file of the size that this says.
+  std::vector<std::string> broken_checkpoints() const;
 
  private:
   std::vector<std::string> command(const Start& start) const;

@@ -43,6 +43,10 @@ std::string last_lines(const std::string& text, int lines) {
 bool is_signal(Fault fault) {
   return fault <= Fault::interrupt;
 }
+/// What may happen to the next start, too, and to the one after it.
+bool comes_again(Fault fault) {
+  return is_signal(fault) || fault == Fault::call_kill || fault == Fault::call_torn;
+}
 bool is_damage(Fault fault) {
   return fault == Fault::flip || fault == Fault::truncate || fault == Fault::remove || fault == Fault::all_damaged;
 }
@@ -68,25 +72,32 @@ int wait_for_end(Session& session, const std::function<void()>& meanwhile) {
   return *code;
 }
 
-/// Sends the plan's signal once its moment has come.
+/// Sends a signal once its moment has come.
 class Signal {
  public:
-  Signal(const Plan& plan, const Training& training, Session& session)
-      : plan_(plan), training_(training), session_(session), since_(plan.at_step == 0 ? monotonic_seconds() : 0) {}
+  /// `begins`: the start that it belongs to finds no checkpoint.
+  Signal(Fault fault, const Moment& moment, bool begins, const Training& training, Session& session)
+      : fault_(fault),
+        moment_(moment),
+        begins_(begins),
+        training_(training),
+        session_(session),
+        since_(moment.after_steps == 0 ? monotonic_seconds() : 0) {}
 
   bool sent() const { return sent_; }
 
   void poll() {
-    if (sent_ || !is_signal(plan_.fault)) {
+    if (sent_ || !is_signal(fault_)) {
       return;
     }
     if (since_ == 0) {
-      if (training_.logged_step() < plan_.at_step) {
+      const std::optional<std::int64_t> from = begins_ ? 0 : training_.resumed_after();
+      if (!from || training_.logged_step() < *from + moment_.after_steps) {
         return;
       }
       since_ = monotonic_seconds();
     }
-    if (monotonic_seconds() - since_ >= plan_.delay) {
+    if (monotonic_seconds() - since_ >= moment_.delay) {
       send();
     }
   }
@@ -94,20 +105,22 @@ class Signal {
  private:
   void send() {
     const std::vector<pid_t> ranks = session_.running(training_.program());
-    if (plan_.fault == Fault::kill_job) {
+    if (fault_ == Fault::kill_job) {
       session_.kill_all();
     } else {
-      const bool launcher = plan_.fault == Fault::kill_launcher || (plan_.fault == Fault::interrupt && plan_.dice % 2 == 0);
+      const bool launcher = fault_ == Fault::kill_launcher || (fault_ == Fault::interrupt && moment_.dice % 2 == 0);
       if (!launcher && ranks.empty()) {
         return;  // not there yet: at the next poll
       }
-      const pid_t target = launcher ? session_.leader() : ranks[plan_.dice / 2 % ranks.size()];
-      kill(target, plan_.fault == Fault::interrupt ? SIGTERM : SIGKILL);
+      const pid_t target = launcher ? session_.leader() : ranks[moment_.dice / 2 % ranks.size()];
+      kill(target, fault_ == Fault::interrupt ? SIGTERM : SIGKILL);
     }
     sent_ = true;
   }
 
-  const Plan& plan_;
+  Fault fault_;
+  const Moment& moment_;
+  bool begins_;
   const Training& training_;
   Session& session_;
   double since_;
@@ -160,6 +173,9 @@ std::string damage(const Plan& plan, const Training& training) {
   return fs::relative(file, training.run());
 }
 
+/// A folder that is named like a checkpoint and is none.
+constexpr const char* kDecoy = "step-000000099";
+
 /// What interrupted writes leave behind, in the way of the next ones.
 void leave_something(const Plan& plan, const Training& training) {
   if (!fs::exists(training.run() / "config.toml")) {  // a run that is not there yet leaves nothing else
@@ -182,7 +198,7 @@ void leave_something(const Plan& plan, const Training& training) {
     case 2:
       // Without another one this is a run whose only checkpoint is damaged, which is never started again from scratch.
       if (some) {
-        fs::create_directories(checkpoints / "step-000000099");
+        fs::create_directories(checkpoints / kDecoy);
       }
       break;
     case 3:
@@ -203,7 +219,9 @@ class Trial {
 
   Verdict run() {
     try {
-      first_start();
+      for (std::size_t i = 0; !ended_ && i + 1 < plan_.starts.size(); ++i) {
+        faulted_start(i);
+      }
       while (!ended_) {
         if (verdict_.starts == kMostStarts) {
           throw Failed{concat("not at its end after ", kMostStarts, " starts")};
@@ -220,20 +238,27 @@ class Trial {
   }
 
  private:
-  void first_start() {
-    Start start = plan_.starts.front();
-    start.faults.emplace_back("ATTAMBA_FAULT_LOG", training_.fault_log());
+  void faulted_start(std::size_t number) {
+    Start start = plan_.starts[number];
+    const std::int64_t reached = training_.logged_step();
+    const bool begins = training_.checkpoints().empty();
+    const fs::path faults = training_.fault_log(++verdict_.starts);
+    start.faults.emplace_back("ATTAMBA_FAULT_LOG", faults);
     const std::unique_ptr<Session> session = training_.start(start);
-    ++verdict_.starts;
-    Signal signal(plan_, training_, *session);
+    Signal signal(plan_.fault, plan_.moments[number], begins, training_, *session);
     const int code = wait_for_end(*session, [&] { signal.poll(); });
     const bool finished = code == 0 && !training_.final_state().empty();
-    verdict_.hit = is_signal(plan_.fault) ? signal.sent() && !finished : fs::exists(training_.fault_log());
-    ended_ = finished;
+    const bool hit = is_signal(plan_.fault) ? signal.sent() && !finished : fs::exists(faults);
     const bool error = plan_.fault == Fault::call_error || plan_.fault == Fault::disk_full;
+    verdict_.hit = verdict_.hit || hit;
     verdict_.aborted = error && !finished;
-    if (code != 0 && !verdict_.hit) {
+    // What could not be removed is the next start's to remove.
+    ended_ = finished && !(error && hit && !training_.leftovers().empty());
+    if (code != 0 && !hit) {
       throw Failed{concat("ended with ", code, " although nothing had happened")};
+    }
+    if (training_.resumed_after()) {
+      check_loss(reached);
     }
     if ((plan_.fault == Fault::call_short || plan_.fault == Fault::call_delay) && !finished) {
       throw Failed{concat("ended with ", code, " where nothing fails")};
@@ -248,12 +273,11 @@ class Trial {
   }
 
   void next_start() {
-    const std::size_t number = std::min<std::size_t>(verdict_.starts, plan_.starts.size() - 1);
     const std::int64_t reached = training_.logged_step();
     const std::size_t had = training_.checkpoints().size();
     const double begin = monotonic_seconds();
     double ready = 0;
-    const std::unique_ptr<Session> session = training_.start(plan_.starts[number]);
+    const std::unique_ptr<Session> session = training_.start(plan_.starts.back());
     ++verdict_.starts;
     const int code = wait_for_end(*session, [&] {
       if (ready == 0 && training_.resumed_after()) {
@@ -283,7 +307,11 @@ class Trial {
     if (had > 0 && from == 0 && training_.log().find("finished already") == std::string::npos) {
       throw Failed{concat("began from scratch although there were ", had, " checkpoints")};
     }
-    const std::int64_t lost = reached - from;
+    check_loss(reached);
+  }
+
+  void check_loss(std::int64_t reached) {
+    const std::int64_t from = training_.resumed_after().value_or(0), lost = reached - from;
     verdict_.lost_steps = std::max(verdict_.lost_steps, lost);
     if (plan_.fault != Fault::disk_full && lost > allowed_loss()) {
       throw Failed{concat("lost ", lost, " steps: had logged step ", reached, ", went on after ", from)};
@@ -291,10 +319,12 @@ class Trial {
   }
 
   /// An interval; another one for a save that was in flight in the background, which the next one waits for; another one when
-  /// a save failed, or when what was saved is damaged.
+  /// a save failed, or when what was saved is damaged. A start that ends early leaves the metrics of the one before it.
   std::int64_t allowed_loss() const {
     const bool unsaved = !damaged_.empty() || plan_.fault == Fault::call_error;
-    return Laboratory::kEvery * (1 + (plan_.starts.front().background ? 1 : 0) + (unsaved ? 1 : 0));
+    const bool in_flight =
+        std::any_of(plan_.starts.begin(), plan_.starts.end() - 1, [](const Start& start) { return start.background; });
+    return Laboratory::kEvery * (1 + (in_flight ? 1 : 0) + (unsaved ? 1 : 0));
   }
 
   void judge_end() {
@@ -309,6 +339,11 @@ class Trial {
     }
     if (const auto left = training_.leftovers(); !left.empty()) {
       throw Failed{concat("left behind: ", left.front(), left.size() > 1 ? concat(" and ", left.size() - 1, " more") : "")};
+    }
+    for (const std::string& broken : training_.broken_checkpoints()) {
+      if (plan_.fault != Fault::leftover || !broken.starts_with(kDecoy)) {
+        throw Failed{concat("half a checkpoint is left: ", broken)};
+      }
     }
   }
 
@@ -330,9 +365,19 @@ const char* name_of(Transport transport) {
   return transport == Transport::alone ? "alone" : transport == Transport::mpi ? "mpi" : "tcp";
 }
 
-/// A rank that writes, and one of its calls.
-void aim(Plan& plan, RandomStream& random, const Reference& reference, const char* kind, const char* count) {
-  const std::vector<long>& calls = reference.calls[static_cast<std::size_t>(plan.starts.front().ranks)];
+/// For a start that goes on from somewhere, `steps` is the most that it is likely to make.
+Moment draw_moment(RandomStream& random, std::int64_t steps) {
+  Moment moment{.dice = random.below(1u << 30)};
+  moment.after_steps =
+      random.below(4) == 0 ? 0 : 1 + static_cast<std::int64_t>(random.below(static_cast<std::uint64_t>(steps)));
+  moment.delay = random.uniform() * (moment.after_steps == 0 ? 1.5 : 0.02);
+  return moment;
+}
+
+/// A rank that writes, and one of its calls: one of all, or of the first half, as a start makes that goes on from somewhere.
+void aim(Start& start, RandomStream& random, const Reference& reference, const char* kind, const char* count,
+         bool goes_on = false) {
+  const std::vector<long>& calls = reference.calls[static_cast<std::size_t>(start.ranks)];
   std::vector<std::size_t> writers;
   for (std::size_t rank = 0; rank < calls.size(); ++rank) {
     if (calls[rank] > 0) {
@@ -341,63 +386,83 @@ void aim(Plan& plan, RandomStream& random, const Reference& reference, const cha
   }
   require(!writers.empty(), "no rank writes anything");
   const std::size_t rank = writers[random.below(writers.size())];
-  plan.starts.front().faults = {{"ATTAMBA_FAULT_KIND", kind},
-                                {"ATTAMBA_FAULT_COUNT", count},
-                                {"ATTAMBA_FAULT_RANK", std::to_string(rank)},
-                                {"ATTAMBA_FAULT_AT", std::to_string(1 + random.below(static_cast<std::uint64_t>(calls[rank])))},
-                                {"ATTAMBA_FAULT_SCOPE", random.below(2) == 0 ? "rank" : "job"},
-                                {"ATTAMBA_FAULT_DELAY", std::to_string(50 + random.below(400))}};
+  const auto among = static_cast<std::uint64_t>(goes_on ? (calls[rank] + 1) / 2 : calls[rank]);
+  start.faults = {{"ATTAMBA_FAULT_KIND", kind},
+                  {"ATTAMBA_FAULT_COUNT", count},
+                  {"ATTAMBA_FAULT_RANK", std::to_string(rank)},
+                  {"ATTAMBA_FAULT_AT", std::to_string(1 + random.below(among))},
+                  {"ATTAMBA_FAULT_SCOPE", random.below(2) == 0 ? "rank" : "job"},
+                  {"ATTAMBA_FAULT_DELAY", std::to_string(50 + random.below(400))}};
 }
 
 }  // namespace
 
 std::string Plan::text() const {
   std::ostringstream out;
-  out << kFaultNames[static_cast<std::size_t>(fault)] << ", ranks";
-  for (const Start& start : starts) {
-    out << ' ' << start.ranks << ' ' << name_of(start.transport) << (start.background ? " background" : "");
-  }
-  if (is_signal(fault)) {
-    out << ", " << delay << " s after " << (at_step == 0 ? "the start" : concat("step ", at_step));
-  }
-  for (const auto& [name, value] : starts.front().faults) {
-    out << ' ' << name.substr(14) << '=' << value;
+  out << kFaultNames[static_cast<std::size_t>(fault)];
+  for (std::size_t i = 0; i < starts.size(); ++i) {
+    const Start& start = starts[i];
+    out << (i == 0 ? ", ranks " : "; ") << start.ranks << ' ' << name_of(start.transport) << " zero " << start.zero
+        << (start.background ? " background" : "");
+    if (is_signal(fault) && i < moments.size()) {
+      const Moment& moment = moments[i];
+      out << ", " << moment.delay << " s after "
+          << (moment.after_steps == 0 ? "the start" : concat(moment.after_steps, " steps"));
+    }
+    for (const auto& [name, value] : start.faults) {
+      out << ' ' << name.substr(14) << '=' << value;
+    }
   }
   return out.str();
 }
 
 Plan make_plan(std::uint64_t seed, const Reference& reference, const std::vector<Fault>& among) {
-  RandomStream random(seed);
-  Plan plan{.seed = seed, .fault = among[random.below(among.size())], .starts = {}};
+  RandomStream random(seed), more(seed, 1);  // the second one for what trials did not have at first, so that the rest stays
+  Plan plan{.seed = seed, .fault = among[random.below(among.size())], .starts = {}, .moments = {}};
   plan.starts = {draw_start(random), draw_start(random)};
-  plan.dice = random.below(1u << 30);
-  plan.at_step = random.below(4) == 0 ? 0 : 1 + static_cast<std::int64_t>(random.below(Laboratory::kSteps - 1));
-  plan.delay = random.uniform() * (plan.at_step == 0 ? 1.5 : 0.02);
+  plan.moments = {draw_moment(random, Laboratory::kSteps - 1)};
+  plan.dice = plan.moments.front().dice;
+  const std::uint64_t again = more.below(4) == 0 && comes_again(plan.fault) ? 1 + more.below(2) : 0;
+  for (std::uint64_t i = 0; i < again; ++i) {
+    plan.starts.insert(plan.starts.end() - 1, draw_start(more));
+    plan.moments.push_back(draw_moment(more, 2 * Laboratory::kEvery));
+  }
+  for (Start& start : plan.starts) {
+    start.zero = static_cast<int>(more.below(4));
+  }
   if (plan.fault == Fault::kill_launcher || plan.fault == Fault::kill_rank) {
-    Start& first = plan.starts.front();
-    first.ranks = std::max(first.ranks, 2);
-    first.transport = first.transport == Transport::alone ? Transport::mpi : first.transport;
+    for (std::size_t i = 0; i + 1 < plan.starts.size(); ++i) {
+      Start& start = plan.starts[i];
+      start.ranks = std::max(start.ranks, 2);
+      start.transport = start.transport == Transport::alone ? Transport::mpi : start.transport;
+    }
   }
   static constexpr std::array kErrors{"eio", "enospc", "edquot"};
+  Start& first = plan.starts.front();
   switch (plan.fault) {
     case Fault::call_kill:
-    case Fault::leftover:
-      aim(plan, random, reference, "kill", "1");
+    case Fault::call_torn: {
+      const char* kind = plan.fault == Fault::call_kill ? "kill" : "torn";
+      aim(first, random, reference, kind, "1");
+      for (std::size_t i = 1; i + 1 < plan.starts.size(); ++i) {
+        aim(plan.starts[i], more, reference, kind, "1", true);
+      }
       break;
-    case Fault::call_torn:
-      aim(plan, random, reference, "torn", "1");
+    }
+    case Fault::leftover:
+      aim(first, random, reference, "kill", "1");
       break;
     case Fault::call_short:
-      aim(plan, random, reference, "short", random.below(2) == 0 ? "1" : "0");
+      aim(first, random, reference, "short", random.below(2) == 0 ? "1" : "0");
       break;
     case Fault::call_error:
-      aim(plan, random, reference, kErrors[random.below(kErrors.size())], "1");
+      aim(first, random, reference, kErrors[random.below(kErrors.size())], "1");
       break;
     case Fault::disk_full:
-      aim(plan, random, reference, "enospc", "0");
+      aim(first, random, reference, "enospc", "0");
       break;
     case Fault::call_delay:
-      aim(plan, random, reference, "delay", "1");
+      aim(first, random, reference, "delay", "1");
       break;
     default:
       break;
@@ -425,8 +490,9 @@ std::vector<long> count_calls(const Training& training, int ranks) {
   std::vector<long> calls(static_cast<std::size_t>(ranks));
   std::ifstream trace(training.trace());
   std::size_t rank = 0;
-  for (std::string rest; trace >> rank && std::getline(trace, rest);) {
-    ++calls.at(rank);
+  std::string number, call;
+  for (std::string rest; trace >> rank >> number >> call && std::getline(trace, rest);) {
+    calls.at(rank) += call == "failed" ? 0 : 1;
   }
   return calls;
 }
@@ -444,8 +510,8 @@ Reference measure_reference(const Laboratory& laboratory, const fs::path& folder
     reference.state = training.final_state();
     reference.curve = training.curve();
     if (ranks <= 2) {
-      // A second start writes in other ways: it cuts the metrics back, and saves a step that there was.
-      fs::remove_all(training.checkpoints().front());
+      // A second start writes in other ways: it cuts the metrics back, and puts a checkpoint in the place of a damaged one.
+      fs::resize_file(training.checkpoints().front() / "manifest.json", 0);
       undisturbed(training, ranks);
       const std::vector<std::string> unsynced = find_unsynced(training.trace());
       reference.unsynced.insert(reference.unsynced.end(), unsynced.begin(), unsynced.end());

@@ -45,14 +45,20 @@ struct Reference {
 };
 Reference measure_reference(const Laboratory& laboratory, const std::filesystem::path& folder);
 
+/// When a signal comes in a start, and to whom.
+struct Moment {
+  std::int64_t after_steps = 0;  ///< when the metrics show so many steps more than the start went on from; 0: from the start
+  double delay = 0;              ///< seconds after that
+  std::uint64_t dice = 0;        ///< the rank
+};
+
 /// Everything that is drawn from a seed. How far a process gets before a signal reaches it is not.
 struct Plan {
   std::uint64_t seed = 0;
   Fault fault = Fault::kill_rank;
-  std::vector<Start> starts;  ///< the first one meets the fault, the last one is repeated until the run has ended
-  std::int64_t at_step = 0;   ///< signals: when the metrics show this step, 0: from the start
-  double delay = 0;           ///< signals: seconds after that
-  std::uint64_t dice = 0;     ///< for choices that depend on what there is: the rank, the file, the byte
+  std::vector<Start> starts;    ///< all but the last one meet the fault, and that is repeated until the run has ended
+  std::vector<Moment> moments;  ///< signals: one for each start that meets one
+  std::uint64_t dice = 0;       ///< for choices that depend on what there is: the file, the byte
 
   std::string text() const;
 };
@@ -60,10 +66,10 @@ Plan make_plan(std::uint64_t seed, const Reference& reference, const std::vector
 
 struct Verdict {
   std::string failure;   ///< empty when all is well
-  bool hit = false;      ///< the fault took place
+  bool hit = false;      ///< the fault took place, at least once
   bool aborted = false;  ///< a system call's error ended the run
   int starts = 0;
-  double ready_seconds = 0;  ///< from the second start to the message that training goes on; 0: there was none
+  double ready_seconds = 0;  ///< from the first start without a fault to the message that training goes on; 0: there was none
   std::int64_t lost_steps = 0;
 };
 Verdict run_trial(const Plan& plan, const Laboratory& laboratory, const Reference& reference,

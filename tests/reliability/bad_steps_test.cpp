@@ -7,28 +7,24 @@ namespace {
 using testing::AllOf;
 using testing::HasSubstr;
 
-class BadStepsOfARun : public Reliability {
- protected:
-  static std::string state_of(const std::string& name, std::int64_t step) {
-    const auto manifest = nlohmann::json::parse(read_file(checkpoint(name, step) / "manifest.json"));
-    return manifest.at("state_crc32c").dump();
-  }
-};
+class BadStepsOfARun : public Reliability {};
 
 TEST_F(BadStepsOfARun, AllRanksSkipWhatIsNotFiniteOnOneAndChangeNoBit) {
-  for (const int ranks : {2, 3}) {
-    const std::string name = concat("nan", ranks);
-    const Outcome outcome = shell(faulty(name, ranks, "nan 1 4", {{"train.steps", "4"}, {"checkpoint.every", "3"}}));
-    ASSERT_EQ(outcome.exit_code, 0) << outcome.output;
-    EXPECT_THAT(outcome.output,
-                AllOf(HasSubstr("step 4: "), HasSubstr("not finite, so the update was skipped; samples 18 to 23")));
-    EXPECT_EQ(state_of(name, 4), state_of(name, 3)) << "weights and moments";
-    const auto skipped = events(name, "skipped step");
-    ASSERT_EQ(skipped.size(), 1u);
-    EXPECT_EQ(skipped[0].at("windows").size(), 6u);
-    const auto metrics = lines(name, "metrics.jsonl");
-    EXPECT_TRUE(std::any_of(metrics.begin(), metrics.end(),
-                            [](const auto& line) { return line.value("first_skipped_sample", -1.0) == 18; }));
+  for (const std::string kind : {"nan", "inf"}) {
+    for (const int ranks : {2, 3}) {
+      const std::string name = concat(kind, ranks);
+      const Outcome outcome = shell(faulty(name, ranks, kind + " 1 4", {{"train.steps", "4"}, {"checkpoint.every", "3"}}));
+      ASSERT_EQ(outcome.exit_code, 0) << outcome.output;
+      EXPECT_THAT(outcome.output, AllOf(HasSubstr("step 4: "), HasSubstr(kind + ": not finite, so the update was skipped"),
+                                        HasSubstr("; samples 18 to 23")));
+      EXPECT_EQ(state_of(name, 4), state_of(name, 3)) << "weights and moments";
+      const auto skipped = events(name, "skipped step");
+      ASSERT_EQ(skipped.size(), 1u);
+      EXPECT_EQ(skipped[0].at("windows").size(), 6u);
+      const auto metrics = lines(name, "metrics.jsonl");
+      EXPECT_TRUE(std::any_of(metrics.begin(), metrics.end(),
+                              [](const auto& line) { return line.value("first_skipped_sample", -1.0) == 18; }));
+    }
   }
 }
 

@@ -4,19 +4,25 @@
 //
 // FAULT in the steps of STEPS ("3", "5-7", "5-", from 1, in the order in which the process computes them):
 //   nan    the rank's gradients are not numbers      spike  they are 10,000 times too large
+//   inf    one of the rank's gradients is infinite
 //   bit    the rank's sum differs in its last bits   skip   the rank leaves out one sum of gradients
 //   stop   as nan, and in the last step but one the rank gets SIGUSR1, which all ranks know with the last
+//   slow   the rank takes twice as long to compute, and 0.1 s longer at least
 //   hang   the rank stops coming to collectives and computes for ever
 //   record no fault: it prints how many microseconds each rank has computed per micro-batch
 #include <unistd.h>
 
+#include <algorithm>
+#include <chrono>
 #include <csignal>
 #include <cstdlib>
 #include <iostream>
 #include <limits>
 #include <span>
+#include <thread>
 
 #include "comm/communicator.h"
+#include "src/core/clock.h"
 #include "src/core/error.h"
 #include "src/train/trainer.h"
 #include "tests/comm/passing_on.h"
@@ -86,6 +92,8 @@ class FaultyCommunicator final : public PassingOn {
       ++step_;
       done_ = false;
       auto sum = PassingOn::start_all_reduce_sum(data);
+      step_began_ = monotonic_seconds();
+      waited_before_ = progress().waited();
       const bool recorded = fault_.kind == "record" && rank() == fault_.rank;
       return recorded ? std::make_unique<Recording>(std::move(sum), data.span<std::int64_t>(), size()) : std::move(sum);
     }
@@ -98,6 +106,11 @@ class FaultyCommunicator final : public PassingOn {
         sleep(1);
       }
     }
+    if (fault_.kind == "slow") {  // outside of collectives, so that it counts as computing
+      const double computed = monotonic_seconds() - step_began_ - (progress().waited() - waited_before_);
+      std::this_thread::sleep_for(std::chrono::duration<double>(std::max(computed, SlowRanks::kShortest)));
+      return PassingOn::start_all_reduce_sum(data);
+    }
     if (fault_.kind == "skip") {
       return std::make_unique<Nothing>();
     }
@@ -107,6 +120,10 @@ class FaultyCommunicator final : public PassingOn {
     const auto values = data.span<float>();
     if (fault_.kind == "bit") {
       return std::make_unique<ChangedSum>(PassingOn::start_all_reduce_sum(data), values.data());
+    }
+    if (fault_.kind == "inf") {
+      values.front() = std::numeric_limits<float>::infinity();
+      return PassingOn::start_all_reduce_sum(data);
     }
     for (float& value : values) {
       value = fault_.kind == "nan" || fault_.kind == "stop" ? std::numeric_limits<float>::quiet_NaN() : value * 1e4f;
@@ -118,6 +135,7 @@ class FaultyCommunicator final : public PassingOn {
   const Fault fault_;
   std::int64_t step_ = 1;
   bool done_ = false;
+  double step_began_ = monotonic_seconds(), waited_before_ = 0;  ///< seconds
 };
 
 int run(int argc, char** argv) {

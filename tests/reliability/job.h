@@ -202,6 +202,13 @@ class Reliability : public testing::Test {
     std::snprintf(text, sizeof text, "step-%09ld", static_cast<long>(step));
     return folder_ / name / "checkpoints" / text;
   }
+  static nlohmann::json manifest(const std::string& name, std::int64_t step) {
+    return nlohmann::json::parse(read_file(checkpoint(name, step) / "manifest.json"), nullptr, false);
+  }
+  /// Checksum of weights and moments.
+  static std::string state_of(const std::string& name, std::int64_t step) {
+    return manifest(name, step).at("state_crc32c").dump();
+  }
   /// Where the last checkpoint is; -1: there is none.
   static std::int64_t saved_step(const std::string& name) {
     std::int64_t newest = -1;

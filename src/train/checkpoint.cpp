@@ -45,7 +45,7 @@ fs::path aside(const fs::path& checkpoint, std::string_view why) {
 
 /// Checkpoints that were being replaced when the program was killed take their places again.
 void restore_replaced(const fs::path& folder) {
-  for (const auto& entry : fs::exists(folder) ? fs::directory_iterator(folder) : fs::directory_iterator()) {
+  for (const fs::directory_entry& entry : fs::directory_iterator(folder)) {
     const std::string path = entry.path();
     const std::size_t name_end = path.rfind(kAttempt);
     if (is_attempt(path) && path.substr(name_end + kAttempt.size()) == kReplaced && !fs::exists(path.substr(0, name_end))) {
@@ -54,41 +54,29 @@ void restore_replaced(const fs::path& folder) {
   }
 }
 
-void remove_attempts(const fs::path& folder) {
-  restore_replaced(folder);
-  for (const fs::directory_entry& entry : fs::directory_iterator(folder)) {
-    if (is_attempt(entry.path())) {
-      std::error_code ignored;  // another attempt has another name, so what cannot be removed is in nobody's way
-      fs::remove_all(entry.path(), ignored);
-    }
-  }
-}
-
-/// A checkpoint is there as a whole or not at all; what is left of it under another name, the next save removes.
+/// A checkpoint is there as a whole or not at all, also after a power cut.
 void remove_checkpoint(const fs::path& checkpoint) {
   const fs::path removed = aside(checkpoint, kRemoved);
   fs::rename(checkpoint, removed);
+  sync_folder(checkpoint.parent_path());
   fs::remove_all(removed);
 }
 
 /// Puts a whole folder in the place of a target that may exist, in one step where the file system can; elsewhere, at every
-/// moment there is the new one, or the old one where restore_replaced finds it. The old one goes when the new one is on the
-/// disk.
-void put_in_place(const fs::path& folder, const fs::path& target) {
+/// moment there is the new one, or the old one where restore_replaced finds it. Returns where the old one is then, if there was
+/// one.
+fs::path put_in_place(const fs::path& folder, const fs::path& target) {
   if (!fs::exists(target)) {
     fs::rename(folder, target);
-    sync_folder(target.parent_path());
-    return;
+    return {};
   }
-  fs::path old = folder;
-  if (::renameat2(AT_FDCWD, folder.c_str(), AT_FDCWD, target.c_str(), RENAME_EXCHANGE) != 0) {
-    old = aside(target, kReplaced);
-    fs::rename(target, old);
-    fs::rename(folder, target);
+  if (::renameat2(AT_FDCWD, folder.c_str(), AT_FDCWD, target.c_str(), RENAME_EXCHANGE) == 0) {
+    return folder;
   }
-  sync_folder(target.parent_path());
-  std::error_code ignored;  // the next attempt tries again
-  fs::remove_all(old, ignored);
+  const fs::path old = aside(target, kReplaced);
+  fs::rename(target, old);
+  fs::rename(folder, target);
+  return old;
 }
 
 SaveFailed save_failed(std::int64_t step, std::string_view reason) {
@@ -185,6 +173,19 @@ std::vector<std::pair<std::int64_t, fs::path>> list_checkpoints(const fs::path& 
   return found;
 }
 
+void tidy_checkpoints(const fs::path& folder) {
+  if (!fs::exists(folder)) {
+    return;
+  }
+  restore_replaced(folder);
+  for (const fs::directory_entry& entry : fs::directory_iterator(folder)) {
+    if (is_attempt(entry.path())) {
+      std::error_code ignored;  // another attempt has another name, so what cannot be removed is in nobody's way
+      fs::remove_all(entry.path(), ignored);
+    }
+  }
+}
+
 SaveAttempt begin_save(const fs::path& folder, std::int64_t step, const std::vector<StateSlice>& slices,
                        Communicator& communicator) {
   auto bytes = static_cast<std::int64_t>(checkpoint_file_bytes(slices));
@@ -197,7 +198,7 @@ SaveAttempt begin_save(const fs::path& folder, std::int64_t step, const std::vec
             make_folder(folder);
             sync_folder(fs::absolute(folder).parent_path());
           }
-          remove_attempts(folder);
+          tidy_checkpoints(folder);
           const std::uint64_t needed = static_cast<std::uint64_t>(bytes) + kSpareBytes, free = free_bytes(folder);
           require(needed <= free, folder.string(), ": no room, ", needed, " bytes needed, ", free,
                   " free; free some space or choose another run.folder");
@@ -233,15 +234,25 @@ std::string unwritten_share(std::string_view reason) {
 }
 
 void publish_save(const SaveAttempt& attempt, const TrainingState& state, const std::vector<std::string>& reports) {
+  bool placed = false;
+  fs::path old;
   try {
     const std::string manifest = to_text(make_manifest(state, files_from(reports)));
     write_file_atomically(attempt.folder / kCheckpointManifest, manifest);  // syncs the folder, too
-    put_in_place(attempt.folder, attempt.target);
+    old = put_in_place(attempt.folder, attempt.target);
+    placed = true;
+    sync_folder(attempt.target.parent_path());
   } catch (const std::exception& error) {
+    if (placed) {  // and so is the old one, under another name
+      throw SaveFailed(concat("save failed: the checkpoint of step ", state.step,
+                              " is there, but might not outlast a power cut: ", error.what()));
+    }
     std::error_code ignored;
     fs::remove_all(attempt.folder, ignored);
     throw save_failed(state.step, error.what());
   }
+  std::error_code ignored;  // the next start or save tries again
+  fs::remove_all(old, ignored);
 }
 
 void commit_save(const SaveAttempt& attempt, const TrainingState& state, const std::string& report,
@@ -281,7 +292,6 @@ std::optional<Checkpoint> newest_checkpoint(const fs::path& folder, Communicator
   std::string reason;
   bool unwanted = false;
   if (communicator.rank() == 0) {
-    restore_replaced(folder);
     found = list_checkpoints(folder);
   }
   const std::size_t count = found.size();

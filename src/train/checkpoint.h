@@ -39,6 +39,10 @@ std::filesystem::path checkpoint_path(const std::filesystem::path& folder, std::
 void save_checkpoint(const std::filesystem::path& folder, const TrainingState& state, const std::vector<StateSlice>& slices,
                      Communicator& communicator);
 
+/// Removes what interrupted saves and removals have left in the folder, which need not exist, and puts back a checkpoint that
+/// was being replaced. For the one process that writes there, between saves.
+void tidy_checkpoints(const std::filesystem::path& folder);
+
 /// One attempt to save a step: its folder, to be renamed.
 struct SaveAttempt {
   std::filesystem::path folder, target;

@@ -173,6 +173,7 @@ void Trainer::open_checkpoints() {
 
 void Trainer::resume() {
   open_checkpoints();
+  on_first_rank([&] { tidy_checkpoints(folder() / kCheckpointFolder); });
   if (!load_newest_checkpoint()) {
     require_no_checkpoint_was_lost();
     programs_->initialize(static_cast<std::uint64_t>(config_.train.seed));

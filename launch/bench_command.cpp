@@ -120,6 +120,7 @@ void bench_ops(const BenchOptions& options) {
 CLI::App* add_bench(CLI::App& parent, const char* name, const char* help, const std::shared_ptr<BenchOptions>& options) {
   CLI::App* command = parent.add_subcommand(name, help);
   add_config_options(*command, options->config);
+  add_device_option(*command, options->config);
   command->add_option("--repeats", options->repeats, "steps to time, after those that warm up")
       ->check(CLI::PositiveNumber)
       ->capture_default_str();

@@ -369,6 +369,7 @@ void add_bench_kernels_command(CLI::App& bench) {
   auto options = std::make_shared<BenchKernelsOptions>();
   CLI::App* command = bench.add_subcommand("kernels", "each kernel of a step by itself, against what this device reaches");
   add_config_options(*command, options->config);
+  add_device_option(*command, options->config);
   command->add_option("--lengths", options->lengths, "also attention over sequences of these lengths, chunked and dense")
       ->delimiter(',')
       ->check(CLI::PositiveNumber);

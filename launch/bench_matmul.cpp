@@ -402,6 +402,7 @@ void add_bench_matmul_command(CLI::App& bench) {
   auto options = std::make_shared<BenchMatmulOptions>();
   CLI::App* command = bench.add_subcommand("matmul", "matrix products of a step, against the matrix library alone");
   add_config_options(*command, options->config);
+  add_device_option(*command, options->config);
   command->add_option("--repeats", options->repeats, "turns of each side; the best run counts")
       ->check(CLI::PositiveNumber)
       ->capture_default_str();

@@ -51,4 +51,12 @@ void add_config_options(CLI::App& command, ConfigOptions& options) {
   }
 }
 
+void add_device_option(CLI::App& command, ConfigOptions& options) {
+  command
+      .add_option_function<std::string>(
+          "--device", [&options](const std::string& name) { options.overrides.emplace_back("train.device", name); },
+          "the same as --train.device")
+      ->option_text("auto|cpu|cuda");
+}
+
 }  // namespace attamba

@@ -22,4 +22,7 @@ struct ConfigOptions {
 /// Adds the positional `config` and an option `--section.key` for every key, grouped by section in the help.
 void add_config_options(CLI::App& command, ConfigOptions& options);
 
+/// Adds `--device`, as other subcommands have it, for --train.device.
+void add_device_option(CLI::App& command, ConfigOptions& options);
+
 }  // namespace attamba

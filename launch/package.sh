@@ -85,7 +85,7 @@ cp -r "$tokens" "$output/tokens"
 libc=$(objdump -T "$output"/attamba "$output"/lib/* 2> /dev/null | grep -o 'GLIBC_[0-9.]*' | sort -uV | tail -n 1 | tr _ ' ')
 if [[ $cuda == ON ]]; then
   blas=libcublasLt.so.$(sed -n 's/^set(CMAKE_CUDA_COMPILER_VERSION "\([0-9]*\)\..*/\1/p' "$build"/CMakeFiles/*/CMakeCUDACompiler.cmake)
-  echo "$blas" > "$output/needs.txt"
+  printf '%s\n' "$blas" libnccl.so.2 > "$output/needs.txt"
 fi
 {
   "$output/attamba" --version
@@ -97,6 +97,7 @@ fi
     echo "  NVIDIA's driver (libcuda.so.1), found by the system's loader"
     echo "  $blas in the loader's path (LD_LIBRARY_PATH), in /usr/local/cuda/lib64, /usr/local/cuda/lib or"
     echo "    /usr/lib/x86_64-linux-gnu; PyTorch brings one along, which tests/gpu_check.sh finds by itself"
+    echo "  for several GPUs: libnccl.so.2 (package libnccl2, or PyTorch's) in the same places"
   fi
   echo
   echo "tests/gpu_check.sh checks and measures everything in under ten minutes and writes report.json."

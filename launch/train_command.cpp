@@ -36,6 +36,7 @@ void add_train_command(CLI::App& program) {
   auto options = std::make_shared<ConfigOptions>();
   CLI::App* command = program.add_subcommand("train", "train a model; run the same line again to go on after an interruption");
   add_config_options(*command, *options);
+  add_device_option(*command, *options);
   command->add_flag_callback(
       "--debug", [options] { options->overrides.emplace_back("train.debug", "true"); }, "the same as --train.debug true");
   command->callback([options] { train(*options); });

@@ -58,21 +58,23 @@ if [[ -n $no_gpu ]]; then
   device=cpu kernels_check=""
 fi
 
-# cuBLASLt, where the system's loader does not find it: the toolkit's, or PyTorch's.
+# cuBLASLt and NCCL, where the system's loader does not find them: the toolkit's, or PyTorch's.
 if [[ $device == cuda && -f $root/needs.txt ]]; then
-  needed=$(cat "$root/needs.txt")
-  if ! ldconfig -p 2> /dev/null | grep -q "$needed"; then
+  while read -r needed; do
+    ! ldconfig -p 2> /dev/null | grep -q "$needed" || continue
+    found=""
     for folder in /usr/local/cuda*/lib64 /usr/local/cuda*/lib \
       $("$python" -c 'import glob, site, sys
 for folder in site.getsitepackages() + [site.getusersitepackages()] + sys.path:
     print(*glob.glob(folder + "/nvidia/*/lib"), sep="\n")' 2> /dev/null); do
       if [[ -e $folder/$needed ]]; then
         export LD_LIBRARY_PATH=$folder${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
-        echo "gpu_check: $needed found in $folder"
+        found=$folder
         break
       fi
     done
-  fi
+    echo "gpu_check: $needed ${found:+found in }${found:-not found}"
+  done < "$root/needs.txt"
 fi
 
 # step NAME LIMIT COMMAND...: its output goes to NAME.log, what became of it to NAME.step.

@@ -20,9 +20,13 @@ struct Passing {
   float* gradients;  ///< [slots, E N], of these
   float* edges;      ///< [slots, kEdge, channels], see Edges
   float* rests;      ///< the same, or null where the tiles of a walk go to one block
+  float* norm_sums;  ///< [blocks, kStrips, E], or null where they fit in shared memory
   float* products;   ///< [blocks, 2, halves, kStrips, N / 16] pieces of dB (from the exit) and dC (from the entry)
 
   ATTAMBA_DEVICE bool shared_out() const { return rests != nullptr; }
+  ATTAMBA_DEVICE float* own_norm_sums() const {
+    return norm_sums == nullptr ? nullptr : norm_sums + std::int64_t{block_x()} * (kStrips * kFusedHidden);
+  }
   template <int kState>
   ATTAMBA_DEVICE float* own_products(int which) const {
     constexpr int kProducts = kHalves * kRows * kState;
@@ -295,7 +299,7 @@ template <int kState, int kGroups>
 ATTAMBA_KERNEL(kFusedThreads, 2)
 chunk_scan_backward_kernel(Sizes given, Inputs<bf16> in, const bf16* dout, bf16* dzxbcdt, float* partials, Passing passing) {
   const Sizes s = fixed_sizes<kState, kGroups>(given);
-  const BackwardShared shared(s, SharedMemory());
+  const BackwardShared shared(s, SharedMemory(), passing.own_norm_sums());
   float* partial = partials + static_cast<std::int64_t>(block_x()) * s.partial_size();
   bool taps_written = false;
   load_weights(s, in, shared.inputs);
@@ -332,7 +336,7 @@ ATTAMBA_KERNEL(kFusedThreads, 2)
 chunk_scan_gradients_kernel(Sizes given, Inputs<bf16> in, const bf16* dout, const float* states, float* gradients) {
   constexpr int kStateSize = kFusedHidden * kState;
   const Sizes s = fixed_sizes<kState, kGroups>(given);
-  const BackwardShared shared(s, SharedMemory());
+  const BackwardShared shared(s, SharedMemory(), nullptr);
   load_weights(s, in, shared.inputs);
   for (int range = block_x(); range * kRange < s.rows; range += grid_x()) {
     const int begin = shared_tile(s, in, range);
@@ -371,6 +375,8 @@ struct BackwardMemory {
     passing.gradients = take((slots + 1) * state);
     passing.edges = take((slots + 1) * edge);
     passing.rests = shared_out ? take((slots + 1) * edge) : nullptr;
+    const bool sums_elsewhere = shape.state > BackwardShared::kMostStateWithSums;
+    passing.norm_sums = sums_elsewhere ? take(blocks * static_cast<std::size_t>(kStrips * kFusedHidden)) : nullptr;
     passing.products = take(blocks * 2 * static_cast<std::size_t>(kHalves * kRows * shape.state));
   }
 };

@@ -18,7 +18,11 @@ struct BackwardShared {
   float* head_sums;       ///< [3, Hs]: gradients of A_log, D, dt_bias so far
   float* norm_sums;       ///< [kStrips, E]: gradient of the norm so far
 
-  ATTAMBA_DEVICE BackwardShared(const Sizes& s, device::SharedMemory shared) {
+  /// With large states the norm's sums lie in workspace, of which `sums_elsewhere` is the block's: shared memory of sm_86 is
+  /// small.
+  static constexpr int kMostStateWithSums = 32;
+
+  ATTAMBA_DEVICE BackwardShared(const Sizes& s, device::SharedMemory shared, float* sums_elsewhere) {
     inputs.take(s, shared);
     dy = shared.take<bf16>(kRows * kHiddenStride);
     dscores = shared.take<bf16>(kHalves * kScoreTiles * kScoreTile * kScoreStride);
@@ -28,7 +32,7 @@ struct BackwardShared {
     terms = shared.take<float>(kStrips * s.heads);
     sums = shared.take<float>(kRows * kHalves * 2);
     head_sums = shared.take<float>(3 * s.heads);
-    norm_sums = shared.take<float>(kStrips * kFusedHidden);
+    norm_sums = s.state <= kMostStateWithSums ? shared.take<float>(kStrips * kFusedHidden) : sums_elsewhere;
   }
   static std::size_t bytes(const Sizes& s) {
     using device::SharedMemory;
@@ -36,7 +40,7 @@ struct BackwardShared {
            SharedMemory::bytes_of<bf16>(kHalves * kScoreTiles * kScoreTile * kScoreStride) +
            2 * SharedMemory::bytes_of<float>(s.heads * kRows) + 2 * SharedMemory::bytes_of<float>(kStrips * s.heads) +
            SharedMemory::bytes_of<float>(kRows * kHalves * 2) + SharedMemory::bytes_of<float>(3 * s.heads) +
-           SharedMemory::bytes_of<float>(kStrips * kFusedHidden);
+           (s.state <= kMostStateWithSums ? SharedMemory::bytes_of<float>(kStrips * kFusedHidden) : 0);
   }
   /// Of rows `from` of a strip and later rows `block` of another.
   ATTAMBA_DEVICE bf16* score_tile(int half, int from, int block) const {

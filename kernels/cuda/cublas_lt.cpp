@@ -45,6 +45,7 @@ CublasLt load() {
   find(library, "cublasLtMatmulPreferenceDestroy", lt.preference_destroy);
   find(library, "cublasLtMatmulPreferenceSetAttribute", lt.preference_set);
   find(library, "cublasLtMatmulAlgoGetHeuristic", lt.heuristic);
+  find(library, "cublasLtMatmulAlgoCheck", lt.algorithm_check);
   find(library, "cublasLtGetVersion", lt.version);
   find(library, "cublasLtGetStatusString", lt.status_string);
   const cublasStatus_t status = lt.create(&lt.handle);

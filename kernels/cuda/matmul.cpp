@@ -5,7 +5,10 @@
 
 #include <algorithm>
 #include <array>
+#include <cstdint>
+#include <initializer_list>
 #include <map>
+#include <optional>
 #include <vector>
 
 #include "kernels/cuda/check.h"
@@ -68,6 +71,11 @@ class Description {
     const std::uint32_t reductions = CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE;
     lt.preference_set(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &kWorkspace, sizeof kWorkspace);
     lt.preference_set(preference, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &reductions, sizeof reductions);
+    for (const cublasLtMatmulPreferenceAttributes_t operand :
+         {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
+          CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES}) {
+      lt.preference_set(preference, operand, &shape_.alignment, sizeof shape_.alignment);
+    }
     std::array<cublasLtMatmulHeuristicResult_t, kProposals> results{};
     int found = 0;
     const cublasStatus_t status =
@@ -82,6 +90,14 @@ class Description {
     }
     require(!algorithms.empty(), "matmul on the GPU, ", shape_, ": cuBLASLt knows no algorithm");
     return algorithms;
+  }
+
+  /// Whether this GPU and library can run a product by it.
+  bool can_run(const cublasLtMatmulAlgo_t& algorithm) const {
+    cublasLtMatmulHeuristicResult_t result{};
+    const CublasLt& lt = cublas_lt();
+    return lt.algorithm_check(lt.handle, operation_, b_, a_, out_, out_, &algorithm, &result) == CUBLAS_STATUS_SUCCESS &&
+           result.workspaceSize <= kWorkspace;
   }
 
   cublasStatus_t run(const cublasLtMatmulAlgo_t& algorithm, void* out, const void* a, const void* b, const void* addend,
@@ -113,7 +129,8 @@ bool capturing(void* stream) {
   return status != cudaStreamCaptureStatusNone;
 }
 
-/// The fastest of the proposals on these operands; its results go to memory of its own.
+/// The fastest of the proposals on these operands; its results go to memory of its own, and where there is none left the
+/// library's first proposal has to do.
 cublasLtMatmulAlgo_t fastest(const Description& description, const MatmulShape& shape, const Launch& launch, const void* a,
                              const void* b) {
   const std::vector<cublasLtMatmulAlgo_t> proposals = description.proposals();
@@ -121,7 +138,13 @@ cublasLtMatmulAlgo_t fastest(const Description& description, const MatmulShape& 
     return proposals.front();
   }
   DeviceRuntime& device = runtime(Device::cuda);
-  const Memory result(Device::cuda, static_cast<std::size_t>(shape.m * shape.n) * size_of(shape.output), "choosing a product");
+  std::optional<Memory> memory;
+  try {
+    memory.emplace(Device::cuda, static_cast<std::size_t>(shape.m * shape.n) * size_of(shape.output), "choosing a product");
+  } catch (const OutOfMemory&) {
+    return proposals.front();
+  }
+  const Memory& result = *memory;
   const void* addend = shape.accumulate ? result.data() : nullptr;
   std::size_t best = 0;
   double least = 0;
@@ -140,6 +163,7 @@ cublasLtMatmulAlgo_t fastest(const Description& description, const MatmulShape& 
     }
   }
   device.synchronize();
+  require(least > 0, "matmul on the GPU, ", shape, ": none of cuBLASLt's ", proposals.size(), " algorithms runs");
   return proposals[best];
 }
 
@@ -150,12 +174,13 @@ struct Product {
 };
 
 Product& product_for(const MatmulShape& shape, const Launch& launch, const void* a, const void* b) {
-  static std::map<MatmulShape, std::unique_ptr<Product>> products;
+  // For ever: at the end of the process the library may be gone before they are.
+  static auto& products = *new std::map<MatmulShape, std::unique_ptr<Product>>;
   std::unique_ptr<Product>& product = products[shape];
   if (!product) {
     auto made = std::make_unique<Product>(shape);
     MatmulChoices& choices = matmul_choices();
-    if (const auto kept = choices.find(shape); kept && tune_products()) {
+    if (const auto kept = choices.find(shape); kept && tune_products() && made->description.can_run(*kept)) {
       made->algorithm = *kept;
     } else {
       made->algorithm = fastest(made->description, shape, launch, a, b);
@@ -168,7 +193,17 @@ Product& product_for(const MatmulShape& shape, const Launch& launch, const void*
   return *product;
 }
 
-MatmulShape shape_of(const TensorType& out, const TensorType& a, bool transpose_a, bool transpose_b, bool accumulate) {
+/// The largest power of two up to 256 that all of these addresses are multiples of.
+std::uint32_t alignment_of(std::initializer_list<const void*> operands) {
+  std::uintptr_t bits = 256;
+  for (const void* operand : operands) {
+    bits |= reinterpret_cast<std::uintptr_t>(operand);
+  }
+  return static_cast<std::uint32_t>(bits & -bits);
+}
+
+MatmulShape shape_of(const TensorType& out, const TensorType& a, bool transpose_a, bool transpose_b, bool accumulate,
+                     std::uint32_t alignment) {
   require<UsageError>(a.dtype == DType::float32 || a.dtype == DType::bfloat16,
                       "matmul: the GPU multiplies float32 and bfloat16, not ", name_of(a.dtype));
   return {.m = out.shape.rows(),
@@ -178,17 +213,21 @@ MatmulShape shape_of(const TensorType& out, const TensorType& a, bool transpose_
           .transpose_b = transpose_b,
           .accumulate = accumulate,
           .input = a.dtype,
-          .output = out.dtype};
+          .output = out.dtype,
+          .alignment = alignment};
 }
 
 }  // namespace
 
 void matmul(const Launch& launch, const Tensor& out, const Tensor& a, const Tensor& b, bool transpose_a, bool transpose_b,
             const Tensor& addend) {
-  const MatmulShape shape = shape_of(out.type, a.type, transpose_a, transpose_b, static_cast<bool>(addend));
+  const MatmulShape shape = shape_of(out.type, a.type, transpose_a, transpose_b, static_cast<bool>(addend),
+                                     alignment_of({out.data, a.data, b.data, addend.data}));
   if (shape.m == 0 || shape.n == 0) {
     return;
   }
+  require(reinterpret_cast<std::uintptr_t>(launch.scratch.data()) % kAlignment == 0,
+          "matmul on the GPU: scratch is not aligned by ", kAlignment, " bytes");
   const Product& product = product_for(shape, launch, a.data, b.data);
   check_product(
       product.description.run(product.algorithm, out.data, a.data, b.data, addend.data, launch.scratch, launch.stream), shape);

@@ -18,10 +18,11 @@ namespace {
 
 namespace fs = std::filesystem;
 
-// A line per choice: m n k transpose_a transpose_b accumulate input output, then the algorithm's words in hexadecimal.
+// A line per choice: m n k transpose_a transpose_b accumulate input output alignment, then the algorithm's words in
+// hexadecimal.
 void write_line(std::ostream& out, const MatmulShape& s, const cublasLtMatmulAlgo_t& algorithm) {
   out << std::dec << s.m << ' ' << s.n << ' ' << s.k << ' ' << s.transpose_a << ' ' << s.transpose_b << ' ' << s.accumulate
-      << ' ' << static_cast<int>(s.input) << ' ' << static_cast<int>(s.output) << std::hex;
+      << ' ' << static_cast<int>(s.input) << ' ' << static_cast<int>(s.output) << ' ' << s.alignment << std::hex;
   for (const std::uint64_t word : algorithm.data) {
     out << ' ' << word;
   }
@@ -31,13 +32,14 @@ void write_line(std::ostream& out, const MatmulShape& s, const cublasLtMatmulAlg
 bool read_line(const std::string& line, MatmulShape& s, cublasLtMatmulAlgo_t& algorithm) {
   std::istringstream in(line);
   int input = 0, output = 0;
-  in >> s.m >> s.n >> s.k >> s.transpose_a >> s.transpose_b >> s.accumulate >> input >> output >> std::hex;
+  in >> s.m >> s.n >> s.k >> s.transpose_a >> s.transpose_b >> s.accumulate >> input >> output >> s.alignment >> std::hex;
   s.input = static_cast<DType>(input);
   s.output = static_cast<DType>(output);
   for (std::uint64_t& word : algorithm.data) {
     in >> word;
   }
-  return static_cast<bool>(in);
+  std::string rest;
+  return in && !(in >> rest);
 }
 
 fs::path cache_folder() {
@@ -110,7 +112,7 @@ void MatmulChoices::keep(const MatmulShape& shape, const cublasLtMatmulAlgo_t& a
 }
 
 MatmulChoices& matmul_choices() {
-  static MatmulChoices choices(choices_file());
+  static auto& choices = *new MatmulChoices(choices_file());  // for ever, like the products in matmul.cpp
   return choices;
 }
 

@@ -19,6 +19,7 @@ struct MatmulShape {
   std::int64_t m = 0, n = 0, k = 0;
   bool transpose_a = false, transpose_b = false, accumulate = false;
   DType input = DType::float32, output = DType::float32;
+  std::uint32_t alignment = 256;  ///< bytes that all operands' addresses are multiples of, a power of two up to 256
   friend auto operator<=>(const MatmulShape&, const MatmulShape&) = default;
 };
 std::ostream& operator<<(std::ostream& out, const MatmulShape& shape);

@@ -15,7 +15,7 @@ namespace {
 class Graph final : public RecordedWork {
  public:
   Graph(cudaGraph_t graph, cudaStream_t stream) : stream_(stream) {
-    const cudaError_t status = cudaGraphInstantiate(&executable_, graph, 0);
+    const cudaError_t status = cudaGraphInstantiate(&executable_, graph, cudaGraphInstantiateFlagUseNodePriority);
     cudaGraphDestroy(graph);
     check(status, "CUDA graph");
   }
@@ -29,6 +29,15 @@ class Graph final : public RecordedWork {
   cudaStream_t stream_;
 };
 
+/// One that measures time.
+struct Event {
+  Event() { check(cudaEventCreate(&event), "CUDA event"); }
+  ~Event() { cudaEventDestroy(event); }
+  Event(const Event&) = delete;
+  Event& operator=(const Event&) = delete;
+  cudaEvent_t event = nullptr;
+};
+
 class Runtime final : public DeviceRuntime {
  public:
   explicit Runtime(int index) : index_(index) {
@@ -36,8 +45,6 @@ class Runtime final : public DeviceRuntime {
     check(cudaGetDeviceProperties(&properties_, index), "GPU ", index);
     check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "CUDA stream");
     check(cudaEventCreateWithFlags(&copied_, cudaEventDisableTiming), "CUDA event");
-    check(cudaEventCreate(&begin_), "CUDA event");
-    check(cudaEventCreate(&end_), "CUDA event");
   }
   // What CUDA holds is left to the end of the process, which may already have unloaded CUDA when this is destroyed.
 
@@ -71,28 +78,41 @@ class Runtime final : public DeviceRuntime {
   void release_host(std::byte* memory) noexcept override { cudaFreeHost(memory); }
 
   void copy_to_device(void* device, const void* host, std::size_t bytes) override {
+    if (bytes == 0) {
+      return;
+    }
     check(cudaMemcpyAsync(device, host, bytes, cudaMemcpyHostToDevice, stream_), "copy of ", bytes, " bytes to the GPU");
     check(cudaEventRecord(copied_, stream_), "CUDA event");
   }
   void copy_to_host(void* host, const void* device, std::size_t bytes) override {
+    if (bytes == 0) {
+      return;
+    }
     check(cudaMemcpyAsync(host, device, bytes, cudaMemcpyDeviceToHost, stream_), "copy of ", bytes, " bytes from the GPU");
   }
   void copy_on_device(void* to, const void* from, std::size_t bytes) override {
+    if (bytes == 0) {
+      return;
+    }
     check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, stream_), "copy of ", bytes, " bytes on the GPU");
   }
   void clear(void* device, std::size_t bytes) override {
+    if (bytes == 0) {
+      return;
+    }
     check(cudaMemsetAsync(device, 0, bytes, stream_), "clearing ", bytes, " bytes on the GPU");
   }
   void wait_for_copies() override { check(cudaEventSynchronize(copied_), "copies to the GPU"); }
   void synchronize() override { check(cudaStreamSynchronize(stream_), "work on GPU ", index_); }
 
   double seconds_of(const std::function<void()>& body) override {
-    check(cudaEventRecord(begin_, stream_), "CUDA event");
+    const Event begin, end;  // of this call: `body` may ask for times too
+    check(cudaEventRecord(begin.event, stream_), "CUDA event");
     body();
-    check(cudaEventRecord(end_, stream_), "CUDA event");
-    check(cudaEventSynchronize(end_), "work on GPU ", index_);
+    check(cudaEventRecord(end.event, stream_), "CUDA event");
+    check(cudaEventSynchronize(end.event), "work on GPU ", index_);
     float milliseconds = 0;
-    check(cudaEventElapsedTime(&milliseconds, begin_, end_), "CUDA event");
+    check(cudaEventElapsedTime(&milliseconds, begin.event, end.event), "CUDA event");
     return milliseconds * 1e-3;
   }
 
@@ -118,7 +138,7 @@ class Runtime final : public DeviceRuntime {
   int index_;
   cudaDeviceProp properties_{};
   cudaStream_t stream_ = nullptr;
-  cudaEvent_t copied_ = nullptr, begin_ = nullptr, end_ = nullptr;
+  cudaEvent_t copied_ = nullptr;
 };
 
 }  // namespace

@@ -11,6 +11,12 @@
 
 namespace attamba {
 
+/// Of memory that programs and kernels are given, in bytes: what cuBLASLt asks of its workspace, and assumes of matrices.
+constexpr std::size_t kAlignment = 256;
+constexpr std::size_t align_up(std::size_t bytes) {
+  return (bytes + kAlignment - 1) / kAlignment * kAlignment;
+}
+
 enum class Device : std::uint8_t { cpu, cuda };
 
 /// Work that was recorded once and is started as one, over the same addresses (a CUDA graph).

@@ -13,10 +13,10 @@ namespace attamba {
 struct Launch {
   Device device = Device::cpu;
   void* stream = nullptr;             ///< cudaStream_t; unused on the CPU
-  std::span<std::byte> scratch = {};  ///< at least what the operation asked for; 64-byte aligned; contents undefined
+  std::span<std::byte> scratch = {};  ///< at least what the operation asked for; kAlignment; contents undefined
 };
 
-/// Hands out consecutive 64-byte aligned pieces of a launch's scratch.
+/// Hands out consecutive pieces of a launch's scratch, each of kAlignment.
 class ScratchAllocator {
  public:
   explicit ScratchAllocator(const Launch& launch) : rest_(launch.scratch) {}
@@ -33,7 +33,7 @@ class ScratchAllocator {
   /// The bytes that `take<T>(count)` uses up; sums of these are what a workspace query returns.
   template <class T>
   static constexpr std::size_t aligned_bytes(std::size_t count) {
-    return (count * sizeof(T) + 63) / 64 * 64;
+    return align_up(count * sizeof(T));
   }
 
  private:

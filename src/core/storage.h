@@ -72,9 +72,4 @@ void copy_from_host(const Tensor& to, const Tensor& from);
 /// Sets every byte to 0.
 void clear(const Tensor& tensor);
 
-constexpr std::size_t kAlignment = 64;
-constexpr std::size_t align_up(std::size_t bytes) {
-  return (bytes + kAlignment - 1) / kAlignment * kAlignment;
-}
-
 }  // namespace attamba

@@ -26,7 +26,7 @@ class PendingCollective {
       std::byte* end = begin;
       for (; i < leaves.size() && leaves[i].dtype() == dtype; ++i) {
         auto* const data = static_cast<std::byte*>(leaves[i].data);
-        if (end != begin && (data < end || data - end >= 64)) {
+        if (end != begin && (data < end || data - end >= static_cast<std::ptrdiff_t>(kAlignment))) {
           break;
         }
         end = data + leaves[i].bytes();

@@ -16,8 +16,8 @@ namespace attamba {
 /// bucket. A bucket's weights are of one compute type.
 class ShardLayout {
  public:
-  /// Elements; 64 bfloat16 numbers are 128 bytes.
-  static constexpr std::int64_t kAlignment = 64;
+  /// Elements; bfloat16 numbers of which are as many bytes as memory is aligned by.
+  static constexpr std::int64_t kAlignment = 128;
 
   struct Member {
     std::size_t parameter = 0;  ///< in the order of declaration

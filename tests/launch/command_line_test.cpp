@@ -4,6 +4,7 @@
 
 #include <string>
 
+#include "src/core/error.h"
 #include "tests/launch/shell.h"
 
 namespace attamba {
@@ -61,6 +62,12 @@ TEST(CommandLine, ValuesOfTheWrongTypeNameTheKey) {
               AllOf(HasSubstr("--model.dim"), HasSubstr("an integer"), HasSubstr("\"abc\"")));
   EXPECT_THAT(usage_error("train --train.debug maybe"), AllOf(HasSubstr("--train.debug"), HasSubstr("true or false")));
   EXPECT_THAT(usage_error("train --train.steps"), HasSubstr("--train.steps"));
+}
+
+TEST(CommandLine, DeviceIsShortForItsKey) {
+  for (const char* command : {"train", "bench step"}) {
+    EXPECT_THAT(usage_error(concat(command, " --device abacus")), HasSubstr("train.device = \"abacus\"")) << command;
+  }
 }
 
 TEST(CommandLine, ImpossibleConfigurationsAreMistakes) {

@@ -237,7 +237,7 @@ TEST(SimtAttentionOrder, DoesNotChangeBits) {
     options().seed = 0;
     const Results want = run(problem);
     for (const std::uint64_t seed : {1, 2, 3}) {
-      options() = {.seed = seed, .shuffles_order_memory = false};
+      options() = {.seed = seed};
       const Results got = run(problem);
       EXPECT_TRUE(got.out.same_bits(want.out) && got.lse.same_bits(want.lse));
       EXPECT_TRUE(got.dq.same_bits(want.dq) && got.dk.same_bits(want.dk) && got.dv.same_bits(want.dv));

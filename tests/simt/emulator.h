@@ -21,7 +21,7 @@ struct Options {
   bool checks = true;      ///< false: only bounds, alignment and rendezvous
   /// Whether shuffles, ballots and matrix functions order memory within a warp, as sync_warp does. CUDA promises it of
   /// sync_warp alone.
-  bool shuffles_order_memory = true;
+  bool shuffles_order_memory = false;
 };
 /// What the next launch goes by. Assign to change it.
 Options& options();

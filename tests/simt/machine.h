@@ -23,7 +23,8 @@ using device::Site;
 using kernels::cuda::Grid;
 
 constexpr int kMostThreads = 1024;
-constexpr std::size_t kMostShared = 227 << 10;  ///< what a block of sm_90 may have
+constexpr std::size_t kMostShared =
+    99 << 10;  ///< what a block of sm_86 may have: the least of the architectures that are built
 
 enum class WarpFunction : std::uint8_t {
   shuffle,
@@ -145,7 +146,7 @@ class Machine {
   Grid grid_;
   const std::function<void()>* body_ = nullptr;
   Counters* counters_ = nullptr;
-  bool checks_ = true, shuffles_order_memory_ = true;
+  bool checks_ = true, shuffles_order_memory_ = false;
   std::array<int, 3> block_{};
 
   Context host_;

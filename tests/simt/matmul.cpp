@@ -34,6 +34,8 @@ void matmul(const Launch& launch, const Tensor& out, const Tensor& a, const Tens
             const Tensor& addend) {
   require<UsageError>(a.dtype() != DType::float64, "matmul: the GPU multiplies float32 and bfloat16, not float64");
   require(launch.scratch.size() >= kWorkspace, "matmul: ", launch.scratch.size(), " bytes of scratch, need ", kWorkspace);
+  require(reinterpret_cast<std::uintptr_t>(launch.scratch.data()) % kAlignment == 0, "matmul: scratch is not aligned by ",
+          kAlignment, " bytes");
   simt::poison(launch.scratch.data(), kWorkspace);
   simt::run_on(static_cast<simt::EmulatedStream*>(launch.stream),
                [=] { multiply(out, a, b, transpose_a, transpose_b, addend); });

@@ -53,28 +53,39 @@ TEST_P(GoldenOnTheEmulator, Bfloat16IsWithinTheOraclesTolerances) {
 INSTANTIATE_TEST_SUITE_P(Files, GoldenOnTheEmulator, testing::ValuesIn(golden_files()),
                          [](const auto& test) { return test.param; });
 
+/// A model of this kind; "fused..." are Attamba models whose scan is one kernel each way, as in the paper's model.
 ModelConfig tiny(const std::string& kind) {
+  const bool fused = kind.starts_with("fused");
   ModelConfig c;
-  c.kind = kind;
+  c.kind = fused ? "attamba" : kind;
   c.vocab_size = 50;
   c.dim = 64;
   c.n_layers = 2;
   c.n_heads = 2;
   c.ffn_dim = 96;
   c.ssm = {.hidden = 32, .state = 16, .heads = 2};
-  c.chunking = {.strategy = "random", .size = 4, .leading_tokens = 2};
+  if (fused) {
+    c.ssm = {.hidden = 256, .state = kind == "fused_large_state" ? 128 : 32, .heads = 8};
+  }
+  c.chunking = {.strategy = kind == "fused_long" ? "none" : "random", .size = 4, .leading_tokens = 2};
   c.hidden = 48;
   return c;
+}
+
+/// Tokens of a sequence: for the fused scan's tiles more than one.
+std::int64_t length_of(const std::string& kind) {
+  return kind.starts_with("fused") ? 60 : 24;
 }
 
 /// One rank's programs on a device, with the same weights everywhere.
 struct Rank {
   Rank(const std::string& kind, DType dtype, Device device, bool deterministic = false, bool recompute = false)
       : model(tiny(kind)),
-        chunking(make_model_chunking(model, 24)),
+        length(length_of(kind)),
+        chunking(make_model_chunking(model, length)),
         programs({.model = model,
                   .chunking = chunking.get(),
-                  .micro_batch = {2, 24},
+                  .micro_batch = {2, length},
                   .dtype = dtype,
                   .recompute = recompute,
                   .deterministic = deterministic,
@@ -89,7 +100,7 @@ struct Rank {
     std::vector<std::int32_t> windows;
     for (std::int64_t s = 0; s < 2; ++s) {
       RandomStream random(9, static_cast<std::uint32_t>(4 * number + 2 * micro + s));
-      for (int t = 0; t < 25; ++t) {
+      for (std::int64_t t = 0; t <= length; ++t) {
         const bool follows = learnable && t > 0 && random.below(10) != 0;
         windows.push_back(static_cast<std::int32_t>(follows ? (7 * windows.back() + 3) % 50 : random.below(50)));
       }
@@ -116,6 +127,7 @@ struct Rank {
   }
 
   ModelConfig model;
+  std::int64_t length;
   SingleProcess communicator;
   std::unique_ptr<ChunkingStrategy> chunking;
   ModelPrograms programs;
@@ -209,7 +221,9 @@ TEST_P(TrainingOnTheEmulator, FixedPointGradientsGiveTheLossesOfOrdinaryOnes) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Kinds, TrainingOnTheEmulator, testing::Values("attamba", "transformer", "mamba", "mingru", "hawk"),
+INSTANTIATE_TEST_SUITE_P(Kinds, TrainingOnTheEmulator,
+                         testing::Values("attamba", "fused", "fused_large_state", "fused_long", "transformer", "mamba",
+                                         "mingru", "hawk"),
                          [](const auto& test) { return test.param; });
 
 /// ATTAMBA_CURVE_STEPS=200 takes minutes; a few dozen steps see the loss fall, too.

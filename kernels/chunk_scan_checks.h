@@ -7,9 +7,10 @@ namespace attamba::kernels {
 
 inline constexpr std::int64_t kMostScanTaps = 32;
 
-/// Throws unless the tensors of a scan fit its shape. `operation` names it in the message.
-inline void check_scan_input(const char* operation, const Tensor& zxbcdt, const Tensor& starts, const ScanShape& shape,
-                             std::int64_t sequence_length) {
+/// Throws unless zxbcdt and `table`, which has a number per row and is called `name`, fit the scan's shape. `operation` names
+/// it in the message.
+inline void check_scan_input(const char* operation, const Tensor& zxbcdt, const char* name, const Tensor& table,
+                             const ScanShape& shape) {
   require(shape.hidden > 0 && shape.heads > 0 && shape.hidden % shape.heads == 0, operation, ": hidden ", shape.hidden,
           " is not a multiple of heads ", shape.heads);
   require(shape.state > 0 && shape.groups > 0 && shape.heads % shape.groups == 0, operation, ": state ", shape.state,
@@ -18,8 +19,13 @@ inline void check_scan_input(const char* operation, const Tensor& zxbcdt, const 
           kMostScanTaps, " are possible");
   require(zxbcdt.shape().columns() == shape.projection(), operation, ": zxbcdt ", zxbcdt.type, " does not have ",
           shape.projection(), " columns");
-  require(starts.dtype() == DType::int32 && starts.elements() == zxbcdt.shape().rows(), operation, ": starts ", starts.type,
+  require(table.dtype() == DType::int32 && table.elements() == zxbcdt.shape().rows(), operation, ": ", name, " ", table.type,
           " does not fit zxbcdt ", zxbcdt.type);
+}
+
+inline void check_scan_input(const char* operation, const Tensor& zxbcdt, const Tensor& starts, const ScanShape& shape,
+                             std::int64_t sequence_length) {
+  check_scan_input(operation, zxbcdt, "starts", starts, shape);
   require(sequence_length > 0, operation, ": sequence length ", sequence_length);
 }
 

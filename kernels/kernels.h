@@ -80,6 +80,9 @@ struct ScanWeights {
   Tensor norm;     ///< [E]
 };
 
+/// Rows of a block of label_scan, counted from the batch's first row: as wide as those of the released code's kernels.
+inline constexpr std::int64_t kLabelBlock = 64;
+
 /// How a linear recurrence h_t = a_t h_{t-1} + b_t makes a and b of its inputs (kernels/signatures.inc).
 enum class RecurrenceForm : std::uint8_t { plain, min_gru, rg_lru };
 
@@ -135,6 +138,10 @@ namespace cuda {
   X(chunk_scan_backward) \
   X(chunk_scan_workspace) \
   X(chunk_scan_backward_workspace) \
+  X(label_scan) \
+  X(label_scan_backward) \
+  X(label_scan_workspace) \
+  X(label_scan_backward_workspace) \
   X(linear_recurrence) \
   X(linear_recurrence_backward) \
   X(linear_recurrence_backward_workspace) \

@@ -32,6 +32,7 @@ template <class T>
 Inputs<Element<T>> make_inputs(const Tensor& zxbcdt, const ScanWeights& weights, const Tensor& starts, const ScanShape& shape) {
   return {.zxbcdt = elements<T>(zxbcdt),
           .starts = starts.as<std::int32_t>(),
+          .labels = nullptr,
           .conv = shape.conv > 0 ? weights.conv.as<float>() : nullptr,
           .a_log = weights.a_log.as<float>(),
           .d_skip = weights.d_skip.as<float>(),

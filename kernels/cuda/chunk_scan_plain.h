@@ -1,6 +1,9 @@
 // The scan for every shape: float32 arithmetic in several kernels over workspace. It serves float32, and those shapes of
 // bfloat16 that the fused kernels (chunk_scan_fused.h) do not know.
 //
+// It also serves label_scan: then the batch is one chunk whose rows mix only where their labels are equal, and which hands on
+// the state of one label at a time, that of a tile's last row.
+//
 // Rows are cut into fixed tiles of kTile, whatever the chunks are. Inside a tile the scan is done in its dual form; a chunk
 // that goes on in the next tile hands on its state [Hs, N, E/Hs] through workspace: what each tile adds, then a sum along each
 // chunk.
@@ -35,6 +38,7 @@ template <class T>
 struct Inputs {
   const T* zxbcdt;
   const std::int32_t* starts;  ///< counts from the batch's first row
+  const std::int32_t* labels;  ///< null: rows of a chunk mix whatever they are
   const float *conv, *a_log, *d_skip, *dt_bias, *norm;
 };
 
@@ -110,12 +114,20 @@ template <class T>
 ATTAMBA_DEVICE int chunk_start(const Sizes& s, const Inputs<T>& in, int t) {
   return device::load(in.starts + t) - s.first;
 }
+/// Whether two rows of one chunk mix.
+template <class T>
+ATTAMBA_DEVICE bool same_label(const Inputs<T>& in, int t, int from) {
+  return in.labels == nullptr || device::load(in.labels + t) == device::load(in.labels + from);
+}
 /// The convolution's result at row t, before SiLU.
 template <class T>
 ATTAMBA_DEVICE float convolve(const Sizes& s, const Inputs<T>& in, int t, int channel) {
   const int reach = t - chunk_start(s, in, t) + 1, taps = reach < s.conv ? reach : s.conv;
   float sum = 0;
   for (int j = 0; j < taps; ++j) {
+    if (!same_label(in, t, t - j)) {
+      continue;
+    }
     sum += device::load(in.conv + channel * s.conv + s.conv - 1 - j) *
            device::to_float(device::load(input_row(s, in, t - j) + s.hidden + channel));
   }
@@ -132,18 +144,20 @@ ATTAMBA_DEVICE float input_step(const Sizes& s, const Inputs<T>& in, int t, int 
 struct Steps {
   int begin, rows;
   int* start;   ///< row at which a row's chunk begins; negative: before the tile
+  int* label;   ///< [kTile + 1], the last one that of the row before the tile; all alike where labels do not count
   int leaving;  ///< start of the chunk that goes on in the next tile; kTile: none does
   float *delta, *decay;
-  float* entry;    ///< product of the decays of rows 0..t where t's chunk enters the tile, else 0
-  float* exit;     ///< product of those after t where t's chunk leaves the tile, else 0
-  float* between;  ///< [kTile, kStride]: product of those of (s, t] where s <= t are of one chunk, else 0
+  float* entry;    ///< product of the decays of rows 0..t where t's chunk and label enter the tile, else 0
+  float* exit;     ///< product of those after t where t's chunk and label leave the tile, else 0
+  float* between;  ///< [kTile, kStride]: product of those of (s, t] where s <= t are of one chunk and label, else 0
 
   ATTAMBA_DEVICE bool enters() const { return device::load(start) < 0; }
   ATTAMBA_DEVICE bool leaves() const { return leaving < kTile; }
-  ATTAMBA_DEVICE bool passes() const { return enters() && leaving == device::load(start); }
+  ATTAMBA_DEVICE bool passes() const { return enters() && leaving == device::load(start); }  ///< a chunk does
 };
 
-constexpr std::size_t kStepsBytes = 5 * device::SharedMemory::bytes_of<float>(kTile);
+constexpr std::size_t kStepsBytes =
+    5 * device::SharedMemory::bytes_of<float>(kTile) + device::SharedMemory::bytes_of<int>(kTile + 1);
 constexpr std::size_t kMatrixBytes = device::SharedMemory::bytes_of<float>(kTile * kStride);
 
 template <class T>
@@ -152,6 +166,7 @@ ATTAMBA_DEVICE Steps make_steps(const Sizes& s, const Inputs<T>& in, int tile, d
   steps.begin = tile * kTile;
   steps.rows = s.rows - steps.begin < kTile ? s.rows - steps.begin : kTile;
   steps.start = shared.take<int>(kTile);
+  steps.label = shared.take<int>(kTile + 1);
   for (float** piece : {&steps.delta, &steps.decay, &steps.entry, &steps.exit}) {
     *piece = shared.take<float>(kTile);
   }
@@ -159,6 +174,10 @@ ATTAMBA_DEVICE Steps make_steps(const Sizes& s, const Inputs<T>& in, int tile, d
   const int i = device::thread_index(), next = steps.begin + kTile;
   if (i < kTile) {
     device::store(steps.start + i, i < steps.rows ? chunk_start(s, in, steps.begin + i) - steps.begin : i);
+  }
+  if (i <= kTile) {
+    const int row = i < kTile ? steps.begin + i : steps.begin - 1;
+    device::store(steps.label + i, in.labels == nullptr || row < 0 || row >= s.rows ? 0 : device::load(in.labels + row));
   }
   steps.leaving = kTile;
   if (next < s.rows && chunk_start(s, in, next) < next) {
@@ -182,19 +201,23 @@ ATTAMBA_DEVICE void load_head(const Sizes& s, const float* delta, const float* a
   }
   device::sync_block();
   float product = 1;
+  // The label that counts: the thread's own row's, the entering one, the leaving one (the last row's; only full tiles are
+  // left).
+  const int label = load(steps.label + (i < kTile ? i : i == kTile ? kTile : kTile - 1));
   if (i < kTile) {
     for (int t = 0; t < kTile; ++t) {
       product = t > i ? product * load(steps.decay + t) : 1.0f;
-      store(steps.between + t * kStride + i, t >= i && t < steps.rows && load(steps.start + t) <= i ? product : 0.0f);
+      const bool mix = t >= i && t < steps.rows && load(steps.start + t) <= i && load(steps.label + t) == label;
+      store(steps.between + t * kStride + i, mix ? product : 0.0f);
     }
   } else if (i == kTile) {
     for (int t = 0; t < kTile; ++t) {
       product *= load(steps.decay + t);
-      store(steps.entry + t, load(steps.start + t) < 0 ? product : 0.0f);
+      store(steps.entry + t, load(steps.start + t) < 0 && load(steps.label + t) == label ? product : 0.0f);
     }
   } else if (i == 2 * kTile) {
     for (int t = kTile - 1; t >= 0; --t) {
-      store(steps.exit + t, t >= steps.leaving ? product : 0.0f);
+      store(steps.exit + t, t >= steps.leaving && load(steps.label + t) == label ? product : 0.0f);
       product *= load(steps.decay + t);
     }
   }

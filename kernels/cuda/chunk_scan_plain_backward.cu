@@ -327,14 +327,16 @@ convolve_backward(Sizes s, Inputs<T> in, Memory m, T* dzxbcdt) {
   for (int t = begin; t < end; ++t) {
     float sum = s.conv > 0 ? 0.0f : gradient(t);
     for (int j = 0; j < s.conv && t + j < s.rows && chunk_start(s, in, t + j) <= t; ++j) {
-      sum += load(in.conv + channel * s.conv + s.conv - 1 - j) * gradient(t + j);
+      if (same_label(in, t, t + j)) {
+        sum += load(in.conv + channel * s.conv + s.conv - 1 - j) * gradient(t + j);
+      }
     }
     store(dzxbcdt + static_cast<std::int64_t>(t) * s.projection + s.hidden + channel, from_float<T>(sum));
   }
   for (int j = 0; j < s.conv; ++j) {
     float sum = 0;
     for (int t = begin; t < end; ++t) {
-      if (t - j >= chunk_start(s, in, t)) {
+      if (t - j >= chunk_start(s, in, t) && same_label(in, t, t - j)) {
         sum += gradient(t) * to_float(load(input_row(s, in, t - j) + s.hidden + channel));
       }
     }

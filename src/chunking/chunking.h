@@ -49,6 +49,10 @@ std::unique_ptr<ChunkingStrategy> read_explicit_chunking(const std::filesystem::
 /// A strategy by its name in the configuration. Throws UsageError for names it does not know.
 std::unique_ptr<ChunkingStrategy> make_chunking(std::string_view name, std::int64_t size);
 
+/// The chunk ends of the released code (docs/model.md, released semantics) for a model of so many layers, by the same names.
+/// Throws UsageError for those of which its code says nothing.
+std::unique_ptr<ChunkingStrategy> make_released_chunking(std::string_view name, std::int64_t size, std::int64_t layers);
+
 /// Every name that a configuration may give: those of `make_chunking`, and "explicit".
 const std::vector<std::string_view>& chunking_strategies();
 

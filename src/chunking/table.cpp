@@ -46,6 +46,9 @@ void fill_document(const ChunkTable& table, std::span<const std::int32_t> ends, 
     table.key_end[at] = row(first_index + static_cast<std::int64_t>(visible));
     table.local_begin[at] = row(first_row + window);
     table.starts[at] = row(first_row + chunk_start);
+    if (!table.labels.empty()) {
+      table.labels[at] = row(t - chunk_start);
+    }
     if (chunk < ends.size() && ends[chunk] == t) {
       chunk_start = t + 1;
       ++chunk;

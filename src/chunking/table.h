@@ -1,4 +1,4 @@
-// From chunk ends to what the kernels read: five int32 arrays over the packed rows of a batch (docs/architecture.md).
+// From chunk ends to what the kernels read: int32 arrays over the packed rows of a batch (docs/architecture.md).
 #pragma once
 
 #include <cstdint>
@@ -11,7 +11,8 @@ namespace attamba {
 /// Views of B n elements each; row = sequence * n + position. See kernels::AttentionTable and kernels::chunk_scan.
 struct ChunkTable {
   std::span<std::int32_t> ends, key_begin, key_end, local_begin;
-  std::span<std::int32_t> starts;  ///< row at which each token's chunk begins
+  std::span<std::int32_t> starts;       ///< row at which each token's chunk begins
+  std::span<std::int32_t> labels = {};  ///< each token's position in its chunk (kernels::label_scan); may be empty
 };
 
 /// Which rows of a batch belong together.

@@ -11,7 +11,7 @@ Value declare_attention(ModelBuilder& b, Value x, std::int64_t layer, const std:
   const Tape::Scope scope(b.tape, "attention");
   const ModelConfig& c = b.config;
   const std::int64_t width = c.attention_width(), kv_width = c.kv_width();
-  const Value starts = b.chunk_starts(layer);
+  const Value table = c.released() ? b.chunk_labels(layer) : b.chunk_starts(layer);
 
   const Value q = ops::linear_unrounded(b.tape, x, b.matrix(prefix + "wq.weight", width, c.dim));
   Value k = x, v = x;
@@ -21,8 +21,8 @@ Value declare_attention(ModelBuilder& b, Value x, std::int64_t layer, const std:
   }
   // k = SSM_K(u) + u, v = SSM_V(u) + u (eq. 3); at a chunk's last token the SSM has seen the whole chunk.
   const bool residual = c.ssm.residual;
-  const Ssm k_ssm = declare_ssm(b, k, kv_width, prefix + "k_ssm.", starts);
-  const Ssm v_ssm = declare_ssm(b, v, kv_width, prefix + "v_ssm.", starts);
+  const Ssm k_ssm = declare_ssm(b, k, kv_width, prefix + "k_ssm.", table);
+  const Ssm v_ssm = declare_ssm(b, v, kv_width, prefix + "v_ssm.", table);
   k = b.rotated(ops::linear_unrounded(b.tape, k_ssm.state, k_ssm.out_proj), residual ? k : Value{}, c.head_width());
   v = ops::linear(b.tape, v_ssm.state, v_ssm.out_proj, residual ? v : Value{});
   const Value y = ops::attention(b.tape, b.rotated(q, {}, c.head_width()), k, v, b.attention_keys(layer), c.n_heads,

@@ -26,7 +26,9 @@ void fill_rope(std::span<A> table, std::int64_t n, std::int64_t d, double theta)
 void fill_table(const ChunkTable& table, const ModelConfig& config, const ChunkingStrategy* chunking, std::int64_t layer,
                 const BatchLayout& layout) {
   if (chunking != nullptr) {
-    fill_chunk_table(table, *chunking, layer, config.chunking.leading_tokens, layout);
+    // The released code's window has one token more.
+    const std::int64_t leading = config.chunking.leading_tokens;
+    fill_chunk_table(table, *chunking, layer, leading + (config.released() && leading > 0 ? 1 : 0), layout);
   } else {
     fill_causal_table(table, config.sliding_window, layout);
   }
@@ -44,7 +46,14 @@ std::vector<std::int64_t> layers_of_tables(const ModelConfig& config, const Chun
   return layers;
 }
 
-constexpr std::array<const char*, 5> kTableParts{".ends", ".key_begin", ".key_end", ".local_begin", ".starts"};
+constexpr std::size_t kMostTableParts = 6;
+
+/// Suffixes of a table's leaves, in the order of ChunkTable's members.
+std::span<const char* const> table_parts(const ModelConfig& config) {
+  static constexpr std::array<const char*, kMostTableParts> kParts{".ends",        ".key_begin", ".key_end",
+                                                                   ".local_begin", ".starts",    ".labels"};
+  return std::span(kParts).first(config.released() ? kMostTableParts : kMostTableParts - 1);
+}
 
 }  // namespace
 
@@ -70,7 +79,7 @@ std::vector<Storage::Entry> batch_leaves(const ModelConfig& config, const Chunki
                                      {kPositionsLeaf, rows},
                                      {kRopeLeaf, {accumulator_of(dtype), {n, config.head_width()}}}};
   for (const std::int64_t layer : layers_of_tables(config, chunking)) {
-    for (const char* part : kTableParts) {
+    for (const char* part : table_parts(config)) {
       leaves.push_back({table_name(chunking, layer) + part, rows});
     }
   }
@@ -96,13 +105,17 @@ BatchWriter::BatchWriter(Storage& storage, const ModelConfig& config, const Chun
   storage.upload(kRopeLeaf);
   layer_of_table_ = layers_of_tables(config, chunking);
   for (const std::int64_t layer : layer_of_table_) {
-    std::array<std::span<std::int32_t>, kTableParts.size()> parts;
-    for (std::size_t i = 0; i < parts.size(); ++i) {
-      table_leaves_.push_back(table_name(chunking, layer) + kTableParts[i]);
+    std::array<std::span<std::int32_t>, kMostTableParts> parts;
+    for (std::size_t i = 0; i < table_parts(config).size(); ++i) {
+      table_leaves_.push_back(table_name(chunking, layer) + table_parts(config)[i]);
       parts[i] = leaf(table_leaves_.back());
     }
-    tables_.push_back(
-        {.ends = parts[0], .key_begin = parts[1], .key_end = parts[2], .local_begin = parts[3], .starts = parts[4]});
+    tables_.push_back({.ends = parts[0],
+                       .key_begin = parts[1],
+                       .key_end = parts[2],
+                       .local_begin = parts[3],
+                       .starts = parts[4],
+                       .labels = parts[5]});
   }
   fill_tables({.sequences = sequences, .length = n});
 }

@@ -50,6 +50,10 @@ Value ModelBuilder::chunk_starts(std::int64_t layer) {
   return batch_leaf(table_name(chunking, layer) + ".starts");
 }
 
+Value ModelBuilder::chunk_labels(std::int64_t layer) {
+  return batch_leaf(table_name(chunking, layer) + ".labels");
+}
+
 Value ResidualStream::norm(const std::string& weight_name) {
   const ModelConfig& config = builder_.config;
   const Value weight = builder_.vector(weight_name, {config.dim}, Initialization::ones);
@@ -70,7 +74,7 @@ Value declare_feed_forward(ModelBuilder& b, Value x, const std::string& prefix) 
   return ops::linear(b.tape, ops::swiglu(b.tape, gate, up), b.matrix(prefix + "w2.weight", width, inner));
 }
 
-Ssm declare_ssm(ModelBuilder& b, Value u, std::int64_t width, const std::string& prefix, Value starts) {
+Ssm declare_ssm(ModelBuilder& b, Value u, std::int64_t width, const std::string& prefix, Value table) {
   constexpr double kGatedNormEps = 1e-5;  // docs/model.md, SSM
   const SsmConfig& ssm = b.config.ssm;
   const kernels::ScanShape shape{.hidden = ssm.hidden,
@@ -91,7 +95,8 @@ Ssm declare_ssm(ModelBuilder& b, Value u, std::int64_t width, const std::string&
     weights.dt_bias = b.vector(prefix + "dt_bias", {ssm.heads}, Initialization::zeros);
   }
   weights.norm = b.vector(prefix + "norm.weight", {ssm.hidden}, Initialization::ones);
-  const Value y = ops::chunk_scan(b.tape, zxbcdt, weights, starts, shape, kGatedNormEps, b.batch.length);
+  const Value y = b.config.released() ? ops::label_scan(b.tape, zxbcdt, weights, table, shape, kGatedNormEps)
+                                      : ops::chunk_scan(b.tape, zxbcdt, weights, table, shape, kGatedNormEps, b.batch.length);
   return {.state = y, .out_proj = b.matrix(prefix + "out_proj.weight", width, ssm.hidden)};
 }
 

@@ -62,6 +62,8 @@ class ModelBuilder : public ModelOptions {
   /// Keys that queries of a layer may see, and the rows at which its chunks start.
   ops::AttentionKeys attention_keys(std::int64_t layer);
   Value chunk_starts(std::int64_t layer);
+  /// Each token's position in its chunk; of released semantics only.
+  Value chunk_labels(std::int64_t layer);
 
   Tape& tape;
 
@@ -94,8 +96,9 @@ struct Ssm {
   Value state;     ///< [T, E], gated and normed
   Value out_proj;  ///< [width, E]
 };
-/// The selective SSM (kernels::chunk_scan) over input u [T, width]. starts: where its state begins.
-Ssm declare_ssm(ModelBuilder& builder, Value u, std::int64_t width, const std::string& prefix, Value starts);
+/// The selective SSM over input u [T, width]. table: where its state begins (kernels::chunk_scan); with released semantics the
+/// labels of tokens that it mixes (kernels::label_scan).
+Ssm declare_ssm(ModelBuilder& builder, Value u, std::int64_t width, const std::string& prefix, Value table);
 
 /// Attention of one block: x [T, D], already normed -> what it adds to the residual stream. `prefix` is "layers.3.attention.".
 using DeclareAttention = Value (*)(ModelBuilder& builder, Value x, std::int64_t layer, const std::string& prefix);

@@ -82,6 +82,17 @@ void check_heads_of_transformer(const ModelConfig& c) {
   check(c.sliding_window >= 0, "sliding_window", c.sliding_window, "must not be negative; use 0 to attend to every token");
 }
 
+void check_released(const ModelConfig& c) {
+  check(c.kind == "attamba", "semantics", "\"released\"",
+        "only model.kind = \"attamba\" differs from the paper; use \"paper\"");
+  check(
+      c.chunking.strategy != "random", "semantics", "\"released\"",
+      "what the released code does with random chunk ends is not known; use model.chunking.strategy = \"cyclic\", \"uniform\", "
+      "\"none\" or \"explicit\", or \"paper\"");
+  check(!c.document_mask, "document_mask", "true",
+        "the released code knows no documents, its states pass from row to row; use model.semantics = \"paper\"");
+}
+
 void check_kind(const ModelConfig& c) {
   if (c.has_attention()) {
     check(std::isfinite(c.rope_theta) && c.rope_theta > 1, "rope_theta", c.rope_theta,
@@ -157,8 +168,6 @@ std::int64_t ModelConfig::head_width() const {
 void validate(const ModelConfig& config) {
   require_known("model.kind", config.kind, model_kinds());
   require_known("model.semantics", config.semantics, {"paper", "released"});
-  check(config.semantics == "paper", "semantics", "\"released\"",
-        "the released code's deviations are not implemented; use \"paper\"");
   check_extent("vocab_size", config.vocab_size, 2, kLargestVocabulary);
   check_extent("dim", config.dim);
   check_extent("n_layers", config.n_layers, 1, 65536);
@@ -169,6 +178,9 @@ void validate(const ModelConfig& config) {
     check_extent("ffn_dim", config.ffn_dim);
   }
   check_kind(config);
+  if (config.released()) {
+    check_released(config);
+  }
   require_trainable(config);
 }
 

@@ -74,6 +74,8 @@ struct ModelConfig {
 
   friend bool operator==(const ModelConfig&, const ModelConfig&) = default;
 
+  /// Whether the released code's deviations from the paper are wanted (docs/model.md).
+  bool released() const { return semantics == "released"; }
   bool has_attention() const { return kind == "attamba" || kind == "transformer"; }
   bool has_feed_forward() const { return has_attention() || kind == "hawk"; }
   /// Hk: heads of keys and values.

@@ -45,7 +45,8 @@ std::unique_ptr<ChunkingStrategy> make_model_chunking(const ModelConfig& config,
   if (config.chunking.strategy == "explicit") {
     return read_explicit_chunking(config.chunking.ends_file, config.n_layers, n);
   }
-  return make_chunking(config.chunking.strategy, config.chunking.size);
+  return config.released() ? make_released_chunking(config.chunking.strategy, config.chunking.size, config.n_layers)
+                           : make_chunking(config.chunking.strategy, config.chunking.size);
 }
 
 }  // namespace attamba

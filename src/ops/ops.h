@@ -59,6 +59,9 @@ struct ScanParameters {
 /// zxbcdt [T, 2E + 2GN + Hs] -> [T, E]; starts [T] int32.
 Value chunk_scan(Tape& tape, Value zxbcdt, const ScanParameters& weights, Value starts, const kernels::ScanShape& shape,
                  double eps, std::int64_t sequence_length);
+/// The same with labels [T] int32 (kernels::label_scan): what the released code computes.
+Value label_scan(Tape& tape, Value zxbcdt, const ScanParameters& weights, Value labels, const kernels::ScanShape& shape,
+                 double eps);
 
 // ---------------------------------------------------------------------------------------------- recurrence.cpp
 /// silu of the causal convolution of x [T, E] with weight [E, W] (accumulator type), within chunks; starts [T] int32.

@@ -114,6 +114,64 @@ TEST(Strategies, UnknownNamesAndSizesAreTheUsersMistake) {
   EXPECT_THROW(make_chunking("uniform", 0), UsageError);
 }
 
+// ---------------------------------------------------------------------------------------------- released
+
+TEST(ReleasedChunking, EndsWhereTheReleasedCodeEndsChunks) {
+  constexpr std::int64_t kLayers = 8;
+  for (const std::int64_t p : {1, 2, 4, 8, 16, 64}) {
+    for (const std::int64_t n : {p, 2 * p, 16 * p}) {
+      const auto cyclic = make_released_chunking("cyclic", p, kLayers), uniform = make_released_chunking("uniform", p, kLayers);
+      const auto pseudo = make_released_chunking("none", p, kLayers);
+      for (std::int64_t layer = 0; layer < kLayers; ++layer) {
+        const std::int64_t offset = layer * (p / kLayers);
+        const auto expected = [&](std::int64_t shift) {
+          Ends ends{0};
+          for (std::int64_t j = 1; j < n; ++j) {
+            if ((j + 1 + shift) % p == 0) {
+              ends.push_back(static_cast<std::int32_t>(j));
+            }
+          }
+          ends.back() = static_cast<std::int32_t>(n - 1);
+          return ends;
+        };
+        const ChunkRequest request{.length = n, .layer = layer};
+        EXPECT_EQ(ends_of(*cyclic, request), expected(offset)) << "P " << p << ", n " << n << ", layer " << layer;
+        EXPECT_EQ(ends_of(*uniform, request), expected(0)) << "P " << p << ", n " << n;
+        EXPECT_EQ(ends_of(*pseudo, request), expected(offset)) << "P " << p << ", n " << n << ", layer " << layer;
+        EXPECT_EQ(cyclic->layer_class(layer), offset);
+      }
+    }
+  }
+}
+
+TEST(ReleasedChunking, HasAShortFirstChunkAndALongLastOne) {
+  const auto cyclic = make_released_chunking("cyclic", 8, 8);
+  EXPECT_EQ(ends_of(*cyclic, {.length = 32, .layer = 0}), (Ends{0, 7, 15, 23, 31}));
+  EXPECT_EQ(ends_of(*cyclic, {.length = 32, .layer = 3}), (Ends{0, 4, 12, 20, 31}));  // the last chunk has P + 3 tokens
+  EXPECT_EQ(ends_of(*cyclic, {.length = 32, .layer = 7}), (Ends{0, 8, 16, 31}));
+  EXPECT_EQ(ends_of(*cyclic, {.length = 1, .layer = 7}), (Ends{0}));
+  EXPECT_EQ(ends_of(*make_released_chunking("cyclic", 4, 8), {.length = 12, .layer = 7}), (Ends{0, 3, 7, 11}));  // no shift
+}
+
+TEST(ReleasedChunking, KnowsHowLongAChunkMayBe) {
+  const auto cyclic = make_released_chunking("cyclic", 4, 2);
+  for (std::int64_t n = 1; n < 40; ++n) {
+    for (std::int64_t layer = 0; layer < 2; ++layer) {
+      std::int32_t before = -1;
+      for (const std::int32_t end : ends_of(*cyclic, {.length = n, .layer = layer})) {
+        EXPECT_LE(end - before, cyclic->longest_chunk(n)) << "n = " << n;
+        before = end;
+      }
+      EXPECT_EQ(before, n - 1);
+    }
+  }
+}
+
+TEST(ReleasedChunking, OfOtherStrategiesIsTheUsersMistake) {
+  EXPECT_THROW(make_released_chunking("random", 4, 2), UsageError);
+  EXPECT_THROW(make_released_chunking("uniform", 0, 2), UsageError);
+}
+
 // ---------------------------------------------------------------------------------------------- random
 
 TEST(RandomChunking, DrawsThePaperCountOfDistinctPositions) {

@@ -14,11 +14,16 @@ namespace {
 
 /// A table with memory of its own, filled with a value that no entry may keep by accident.
 struct OwnedTable {
-  explicit OwnedTable(std::int64_t rows) : memory(static_cast<std::size_t>(5 * rows), -12345) {
+  explicit OwnedTable(std::int64_t rows) : memory(static_cast<std::size_t>(6 * rows), -12345) {
     const auto part = [&](std::size_t i) {
       return std::span(memory).subspan(i * static_cast<std::size_t>(rows), static_cast<std::size_t>(rows));
     };
-    table = {.ends = part(0), .key_begin = part(1), .key_end = part(2), .local_begin = part(3), .starts = part(4)};
+    table = {.ends = part(0),
+             .key_begin = part(1),
+             .key_end = part(2),
+             .local_begin = part(3),
+             .starts = part(4),
+             .labels = part(5)};
   }
   std::vector<std::int32_t> memory;
   ChunkTable table;
@@ -100,6 +105,7 @@ void expect_mask_of_the_specification(const ChunkTable& table, const ChunkingStr
     std::sort(keys.begin(), keys.end());
     ASSERT_EQ(keys, expected) << "row " << t << " (a key that is both an end and recent counts once)";
     EXPECT_EQ(table.starts[at], g.starts[at]) << "row " << t;
+    EXPECT_EQ(table.labels[at], t - g.starts[at]) << "row " << t;
     total += static_cast<double>(keys.size());
     // What kernels rely on: nothing decreases inside a sequence.
     if (t % layout.length != 0) {
@@ -167,6 +173,20 @@ TEST(ChunkTable, OfExplicitEnds) {
       const BatchLayout layout{.sequences = 2, .length = 12};
       fill_chunk_table(owned.table, *strategy, layer, leading, layout);
       expect_mask_of_the_specification(owned.table, *strategy, layer, leading, layout);
+    }
+  }
+}
+
+TEST(ChunkTable, OfReleasedEnds) {
+  for (const char* name : {"uniform", "cyclic", "none"}) {
+    const auto strategy = make_released_chunking(name, 6, 3);
+    for (std::int64_t layer = 0; layer < 3; ++layer) {
+      for (const std::int64_t leading : {1, 4, 20}) {
+        OwnedTable owned(48);
+        const BatchLayout layout{.sequences = 2, .length = 24};
+        fill_chunk_table(owned.table, *strategy, layer, leading, layout);
+        expect_mask_of_the_specification(owned.table, *strategy, layer, leading, layout);
+      }
     }
   }
 }

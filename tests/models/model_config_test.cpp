@@ -193,7 +193,12 @@ INSTANTIATE_TEST_SUITE_P(
         Impossible{"ends_of_nobody", [](C& c) { c.chunking.ends_file = "ends.txt"; }, "model.chunking.ends_file = ends.txt",
                    "\"cyclic\""},
         Impossible{"semantics", [](C& c) { c.semantics = "papre"; }, "model.semantics = \"papre\"", "did you mean \"paper\"?"},
-        Impossible{"released", [](C& c) { c.semantics = "released"; }, "model.semantics = \"released\"", "use \"paper\""}),
+        Impossible{"released_of_another_kind", [](C& c) { c.semantics = "released", c.kind = "mamba"; },
+                   "model.semantics = \"released\"", "use \"paper\""},
+        Impossible{"released_random", [](C& c) { c.semantics = "released", c.chunking.strategy = "random"; },
+                   "model.semantics = \"released\"", "\"cyclic\""},
+        Impossible{"released_documents", [](C& c) { c.semantics = "released", c.document_mask = true; },
+                   "model.document_mask = true", "use model.semantics = \"paper\""}),
     name_of_case);
 
 INSTANTIATE_TEST_SUITE_P(

@@ -40,6 +40,7 @@ std::vector<TinyConfig> make_configs() {
   variant("attamba", "uniform", [](ModelConfig& c) { c.chunking.strategy = "uniform"; });
   variant("attamba", "random", [](ModelConfig& c) { c.chunking.strategy = "random"; });
   variant("attamba", "pseudo", [](ModelConfig& c) { c.chunking.strategy = "none"; });
+  variant("attamba", "released", [](ModelConfig& c) { c.semantics = "released"; });
   variant("transformer", "kvc_tied", [](ModelConfig& c) {
     c.attn_dim = 8;
     c.tie_embeddings = true;

@@ -199,23 +199,27 @@ void add_attention_rows(std::vector<OpRow>& rows) {
   add("sliding", causal(4), 2, 2);
 }
 
+ops::ScanParameters scan_weights(OpCase& c, const kernels::ScanShape& shape, bool dt_bias) {
+  ops::ScanParameters weights;
+  if (shape.conv > 0) {
+    weights.conv = c.vector("conv", {shape.hidden + 2 * shape.groups * shape.state, shape.conv}, 0.2, 0.5);
+  }
+  weights.a_log = c.vector("A_log", {shape.heads}, -0.5, 0.7);
+  weights.d_skip = c.vector("D", {shape.heads}, 1, 0.3);
+  if (dt_bias) {
+    weights.dt_bias = c.vector("dt_bias", {shape.heads}, 0, 0.5);
+  }
+  weights.norm = c.vector("norm", {shape.hidden}, 1, 0.3);
+  return weights;
+}
+
 void add_scan_rows(std::vector<OpRow>& rows) {
   const auto add = [&](const std::string& name, const Table& table, const kernels::ScanShape& shape, bool dt_bias) {
     rows.push_back({.name = "chunk_scan_" + name,
                     .op = "chunk_scan",
                     .declare =
                         [=](OpCase& c) {
-                          const std::int64_t channels = shape.hidden + 2 * shape.groups * shape.state;
-                          ops::ScanParameters weights;
-                          if (shape.conv > 0) {
-                            weights.conv = c.vector("conv", {channels, shape.conv}, 0.2, 0.5);
-                          }
-                          weights.a_log = c.vector("A_log", {shape.heads}, -0.5, 0.7);
-                          weights.d_skip = c.vector("D", {shape.heads}, 1, 0.3);
-                          if (dt_bias) {
-                            weights.dt_bias = c.vector("dt_bias", {shape.heads}, 0, 0.5);
-                          }
-                          weights.norm = c.vector("norm", {shape.hidden}, 1, 0.3);
+                          const ops::ScanParameters weights = scan_weights(c, shape, dt_bias);
                           return std::vector{ops::chunk_scan(c.tape, c.input("zxbcdt", {2 * kLength, shape.projection()}),
                                                              weights, c.integers("starts", table.starts), shape, kEps,
                                                              kLength)};
@@ -231,6 +235,24 @@ void add_scan_rows(std::vector<OpRow>& rows) {
   add("one_head", uniform, {.hidden = 4, .state = 2, .heads = 1, .groups = 1, .conv = 1}, false);
   add("packed", packed(1), {.hidden = 8, .state = 3, .heads = 2, .groups = 2, .conv = 3}, true);
   add("whole_sequence", causal(0), {.hidden = 8, .state = 5, .heads = 2, .groups = 1, .conv = 4}, false);
+  // Rows of two labels, then of three; the first block of 64 hands on the state of label 1.
+  const auto add_labels = [&](const std::string& name, std::int32_t count, const kernels::ScanShape& shape, bool dt_bias) {
+    rows.push_back({.name = "label_scan_" + name,
+                    .op = "label_scan",
+                    .declare =
+                        [=](OpCase& c) {
+                          std::vector<std::int32_t> labels;
+                          for (std::int32_t t = 0; t < count; ++t) {
+                            labels.push_back(t < 66 ? t % 2 : t % 3);
+                          }
+                          const ops::ScanParameters weights = scan_weights(c, shape, dt_bias);
+                          return std::vector{ops::label_scan(c.tape, c.input("zxbcdt", {count, shape.projection()}), weights,
+                                                             c.integers("labels", labels), shape, kEps)};
+                        },
+                    .roundings = 4});
+  };
+  add_labels("conv", 70, {.hidden = 4, .state = 2, .heads = 2, .groups = 1, .conv = 4}, true);
+  add_labels("no_conv_groups", 13, {.hidden = 8, .state = 3, .heads = 4, .groups = 2, .conv = 0}, false);
 }
 
 void add_recurrence_rows(std::vector<OpRow>& rows) {

@@ -176,6 +176,16 @@ const std::vector<WrongTypes>& wrong_types() {
                    ops::chunk_scan(t, floats(t, "x", {6, 22}), {}, rows(t, "starts", 6), kScan, 1e-5, 3);
                  },
                  {"chunk_scan", "4 taps"}},
+      WrongTypes{"label_scan_labels",
+                 [](Tape& t) {
+                   const ops::ScanParameters weights{.conv = floats(t, "conv", {12, 4}),
+                                                     .a_log = floats(t, "A_log", {2}),
+                                                     .d_skip = floats(t, "D", {2}),
+                                                     .dt_bias = {},
+                                                     .norm = floats(t, "norm", {8})};
+                   ops::label_scan(t, floats(t, "x", {7, 22}), weights, rows(t, "labels", 6), kScan, 1e-5);
+                 },
+                 {"label_scan", "int32[6]", "int32[7]"}},
       WrongTypes{"embedding",
                  [](Tape& t) {
                    ops::embedding(t, floats(t, "table", {7, 6}), floats(t, "tokens", {3}));

@@ -401,6 +401,7 @@ TEST(ConfigFiles, PublishedRunsHaveTheirParametersAndTokens) {
       {"attamba_62m", {62'759'680 - kUnused, 16 * 1024, 60'000}},
       {"attamba_62m_long_8l16", {62'759'680 - kUnused, 80 * 1024, 100'000}},
       {"attamba_62m_long_4l32", {62'759'680 - kUnused, 80 * 1024, 100'000}},
+      {"attamba_released", {62'759'680 - kUnused, 16 * 1024, 60'000}},
       {"attamba_kv_proj", {68'539'136 - kUnused, 16 * 1024, 60'000}},
       {"attamba_random", {64'344'832 - kUnused, 16 * 1024, 60'000}},
       {"attamba_uniform", {64'344'832 - kUnused, 16 * 1024, 60'000}},

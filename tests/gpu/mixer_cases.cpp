@@ -1,4 +1,4 @@
-// Attention, the chunked scan, recurrences.
+// Attention, scans, recurrences.
 #include <algorithm>
 #include <cmath>
 
@@ -20,17 +20,17 @@ struct Layout {
 };
 
 struct HostTable {
-  std::vector<std::int32_t> ends, key_begin, key_end, local_begin, starts, document_starts;
+  std::vector<std::int32_t> ends, key_begin, key_end, local_begin, starts, labels, document_starts;
 
   explicit HostTable(const Layout& layout) {
     const std::int64_t rows = layout.sequences * layout.n;
-    for (auto* list : {&ends, &key_begin, &key_end, &local_begin, &starts}) {
+    for (auto* list : {&ends, &key_begin, &key_end, &local_begin, &starts, &labels}) {
       list->assign(static_cast<std::size_t>(rows), 0);
     }
     for (std::int64_t t = 0; t < rows && !layout.documents.empty(); ++t) {
       document_starts.push_back(*(std::upper_bound(layout.documents.begin(), layout.documents.end(), t % layout.n) - 1));
     }
-    const ChunkTable table{ends, key_begin, key_end, local_begin, starts};
+    const ChunkTable table{ends, key_begin, key_end, local_begin, starts, labels};
     const BatchLayout batch{.sequences = layout.sequences, .length = layout.n, .document_starts = document_starts, .seed = 5};
     if (layout.strategy.empty()) {
       fill_causal_table(table, layout.leading, batch);
@@ -78,11 +78,12 @@ Case attention(const Layout& layout, std::int64_t heads, std::int64_t kv_heads, 
 // ----------------------------------------------------------------------------------------------------------------- scan
 // float32 arithmetic throughout, except in the fused kernels of bfloat16, whose products take operands rounded to bfloat16:
 // then two roundings of 2^-9 in a row stand between a result and the exact one, and reach the weights' gradients too.
-Case scan(const Layout& layout, const kernels::ScanShape& widths, bool bias, bool fused, bool large = false) {
+Case scan(const Layout& layout, const kernels::ScanShape& widths, bool bias, bool fused, bool large = false,
+          bool by_label = false) {
   kernels::ScanShape shape = widths;
   shape.longest_chunk = layout.strategy.empty() ? 0 : make_chunking(layout.strategy, layout.size)->longest_chunk(layout.n);
-  const std::string name = concat("chunk_scan ", layout.name, ", ", layout.sequences, 'x', layout.n, ", ", shape.hidden, '/',
-                                  shape.state, "/", shape.heads, '/', shape.groups, '/', shape.conv);
+  const std::string name = concat(by_label ? "label_scan " : "chunk_scan ", layout.name, ", ", layout.sequences, 'x', layout.n,
+                                  ", ", shape.hidden, '/', shape.state, "/", shape.heads, '/', shape.groups, '/', shape.conv);
   return {
       name,
       [=](Side& s) {
@@ -102,14 +103,20 @@ Case scan(const Layout& layout, const kernels::ScanShape& widths, bool bias, boo
             .d_skip = s.constant(sum, {shape.heads}, kBefore),
             .dt_bias = bias ? s.constant(sum, {shape.heads}, kBefore) : Tensor{},
             .norm = s.constant(sum, {shape.hidden}, kBefore)};
-        const Tensor starts = s.integers(host.starts), zxbcdt = s.numbers({rows, shape.projection()});
+        const Tensor table = s.integers(by_label ? host.labels : host.starts), zxbcdt = s.numbers({rows, shape.projection()});
         const Tensor dout = s.numbers({rows, shape.hidden}), out = s.output({rows, shape.hidden});
         const Tensor dzxbcdt = s.output({rows, shape.projection()});
         const kernels::Backend& on = s.on();
-        on.chunk_scan(s.launch(on.chunk_scan_workspace(zxbcdt.type, shape, layout.n)), out, zxbcdt, weights, starts, shape,
-                      kEps, layout.n);
-        on.chunk_scan_backward(s.launch(on.chunk_scan_backward_workspace(zxbcdt.type, shape, layout.n)), dzxbcdt, gradients,
-                               dout, zxbcdt, weights, starts, shape, kEps, layout.n);
+        if (by_label) {
+          on.label_scan(s.launch(on.label_scan_workspace(zxbcdt.type, shape)), out, zxbcdt, weights, table, shape, kEps);
+          on.label_scan_backward(s.launch(on.label_scan_backward_workspace(zxbcdt.type, shape)), dzxbcdt, gradients, dout,
+                                 zxbcdt, weights, table, shape, kEps);
+        } else {
+          on.chunk_scan(s.launch(on.chunk_scan_workspace(zxbcdt.type, shape, layout.n)), out, zxbcdt, weights, table, shape,
+                        kEps, layout.n);
+          on.chunk_scan_backward(s.launch(on.chunk_scan_backward_workspace(zxbcdt.type, shape, layout.n)), dzxbcdt, gradients,
+                                 dout, zxbcdt, weights, table, shape, kEps, layout.n);
+        }
         const double rounded = fused ? 0x1p-7 : 0x1p-8, accumulated = fused ? 0x1p-7 : kSums;
         std::vector<Output> outputs{{"out", out, kSums, rounded},
                                     {"dzxbcdt", dzxbcdt, kSums, rounded},
@@ -218,6 +225,9 @@ std::vector<Case> mixer_cases() {
           scan(own, wide, true, true),
           scan(paper, papers, false, true, true),
           scan(dense, papers, false, true, true),
+          scan(chunks, small, true, false, false, true),
+          scan(own, papers, false, false, false, true),
+          scan(paper, papers, false, false, true, true),
           recurrence(causal, Form::plain, 40),
           recurrence(documents, Form::min_gru, 132),
           recurrence(random, Form::rg_lru, 34),

@@ -2,6 +2,7 @@
 // its gradient.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <string>
 #include <vector>
 

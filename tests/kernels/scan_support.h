@@ -3,8 +3,9 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
-#include <string>
+#include <cstdlib>
 #include <vector>
 
 #include "kernels/kernels.h"

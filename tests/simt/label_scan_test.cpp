@@ -1,7 +1,7 @@
 // The CUDA scan with labels on the emulator against the CPU's in float64, on the same problem.
 #include <gtest/gtest.h>
 
-#include <string>
+#include <algorithm>
 #include <vector>
 
 #include "kernels/kernels.h"

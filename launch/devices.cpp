@@ -4,6 +4,7 @@
 
 #include "comm/staged_communicator.h"
 #include "src/core/error.h"
+#include "src/core/names.h"
 
 #ifdef ATTAMBA_HAS_CUDA
 #include "kernels/cuda/connect.h"
@@ -23,6 +24,10 @@ int gpu_of(const Communicator& communicator) {
   return count > 0 ? communicator.local_rank() % count : 0;
 }
 #endif
+
+void require_device(const std::string& name) {
+  require_known("train.device", name, {"auto", "cpu", "cuda"});
+}
 
 /// With auto, each rank has looked at its own machine.
 void require_one_kind_of_device(Device device, Communicator& communicator) {
@@ -74,6 +79,7 @@ std::unique_ptr<Communicator> device_communicator(const std::string& transport, 
 
 Device open_device(const std::string& name, DType dtype, const Communicator& communicator, bool deterministic) {
   namespace cuda = kernels::cuda;
+  require_device(name);
   if (name == "cpu" || (name == "auto" && (dtype == DType::float64 || !cuda::why_unusable().empty()))) {
     return Device::cpu;
   }
@@ -89,6 +95,7 @@ Device kernels_to_plan_with() {
 #else
 
 Device open_device(const std::string& name, DType, const Communicator&, bool) {
+  require_device(name);
   require<UsageError>(name != "cuda",
                       "this program was built without CUDA and computes on the CPU only; build it where nvcc is, or use cpu");
   return Device::cpu;

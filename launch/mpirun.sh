@@ -15,7 +15,8 @@
 #
 # TERM, INT, HUP, USR1 and USR2 to this script make the ranks save and stop; it does not start them again then. The exit code is
 # the command's.
-# ATTAMBA_MPIRUN holds more options for mpirun, ATTAMBA_SSH replaces ssh.
+# ATTAMBA_MPIRUN holds more options for mpirun, ATTAMBA_SSH replaces ssh. mpirun itself may hang when a rank dies while ranks meet:
+# when it has had no process for ATTAMBA_PATIENCE seconds (30) it is killed, and the exit code is 137.
 set -euo pipefail
 
 say() { printf 'mpirun.sh: %s\n' "$*" >&2; }
@@ -133,7 +134,30 @@ if $dry_run; then
   echo
   exit 0
 fi
-[[ -z ${shared:-} ]] || { mkdir "$shared" && trap 'rm -rf "$shared"' EXIT; }
+[[ -z ${shared:-} ]] || mkdir "$shared"
+trap '[[ -z ${shared:-} ]] || rm -rf "$shared"; [[ -z ${watcher:-} ]] || kill "$watcher" 2> /dev/null || true' EXIT
+
+# Whether a process has children that live.
+has_children() {
+  local children child state
+  read -r -a children < "/proc/$1/task/$1/children" || true
+  for child in "${children[@]}"; do
+    state=$(sed -n 's/^State:[[:space:]]*//p' "/proc/$child/status" 2> /dev/null) || continue
+    [[ $state == Z* ]] || return 0
+  done
+  return 1
+}
+watch_mpirun() {
+  local since=$SECONDS patience=${ATTAMBA_PATIENCE:-30}
+  while sleep 1 > /dev/null 2>&1 && kill -0 "$1" 2> /dev/null; do
+    ! has_children "$1" || since=$SECONDS
+    if ((SECONDS - since >= patience)); then
+      say "mpirun has had no process for $patience s and does not end; killing it"
+      kill -KILL "$1"
+      return
+    fi
+  done
+}
 
 # To mpirun, TERM means that ranks have a second to live; USR1 is handed on, and then they may take their time.
 stopping=false interrupted=false process=""
@@ -153,6 +177,8 @@ for ((start = 0; ; start++)); do
   process=$!
   set +m
   ! $stopping || kill -USR1 "$process"
+  watch_mpirun "$process" &
+  watcher=$!
   while :; do
     interrupted=false
     wait "$process"

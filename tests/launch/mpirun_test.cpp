@@ -70,6 +70,23 @@ TEST_F(Mpirun, AStoppedRunIsStartedAgainAsOftenAsAsked) {
   EXPECT_EQ(start(concat("-n 1 --requeue 5 ", command)).exit_code, 0);
 }
 
+TEST_F(Mpirun, AnMpirunThatHangsWithoutRanksIsEnded) {
+  fs::create_directory(folder_ / "bin");
+  std::ofstream(folder_ / "bin/mpirun") << "#!/bin/sh\n"
+                                           "case \"$*\" in *hang*) sleep 0.3 & exec sleep 300 ;; esac\n"
+                                           "sleep 4\nexit 3\n";
+  fs::permissions(folder_ / "bin/mpirun", fs::perms::owner_all);
+  const auto with_fake = [&](const char* command) {
+    return shell(concat("ATTAMBA_PATIENCE=2 PATH=", (folder_ / "bin").string(), ":$PATH bash ", ATTAMBA_SOURCE_DIR,
+                        "/launch/mpirun.sh -n 1 ", command));
+  };
+  const Outcome hung = with_fake("hang");
+  EXPECT_EQ(hung.exit_code, 137) << hung.output;
+  EXPECT_THAT(hung.output, HasSubstr("mpirun has had no process for 2 s"));
+  const Outcome busy = with_fake("work");
+  EXPECT_EQ(busy.exit_code, 3) << "it has a process: " << busy.output;
+}
+
 TEST_F(Mpirun, ASignalLetsRanksFinishAndIsNoReasonToStartAgain) {
   std::ofstream(folder_ / "rank.sh") << "trap 'sleep 2; echo saved; exit 75' USR1\necho ready > "
                                      << (folder_ / "ready").string() << "\nfor i in $(seq 300); do sleep 0.1; done\n";

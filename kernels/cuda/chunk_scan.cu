@@ -3,6 +3,7 @@
 #include <type_traits>
 
 #include "kernels/chunk_scan_checks.h"
+#include "kernels/cuda/chunk_scan_arguments.h"
 #include "kernels/cuda/chunk_scan_fused.h"
 
 namespace attamba::kernels::cuda {
@@ -28,18 +29,6 @@ decltype(auto) dispatch(DType type, const char* operation, const Body& body) {
   });
 }
 
-template <class T>
-Inputs<Element<T>> make_inputs(const Tensor& zxbcdt, const ScanWeights& weights, const Tensor& starts, const ScanShape& shape) {
-  return {.zxbcdt = elements<T>(zxbcdt),
-          .starts = starts.as<std::int32_t>(),
-          .labels = nullptr,
-          .conv = shape.conv > 0 ? weights.conv.as<float>() : nullptr,
-          .a_log = weights.a_log.as<float>(),
-          .d_skip = weights.d_skip.as<float>(),
-          .dt_bias = weights.dt_bias ? weights.dt_bias.as<float>() : nullptr,
-          .norm = weights.norm.as<float>()};
-}
-
 Sizes whole_batch(const Tensor& zxbcdt, const ScanShape& shape, double eps) {
   Sizes s = make_sizes(shape, eps);
   s.rows = static_cast<int>(zxbcdt.shape().rows());
@@ -51,7 +40,7 @@ template <class T, class Body>
 void for_windows(const Launch& launch, const Tensor& zxbcdt, const ScanWeights& weights, const Tensor& starts,
                  const ScanShape& shape, double eps, std::int64_t sequence_length, bool backward, const Body& body) {
   const std::int64_t rows = zxbcdt.shape().rows(), window = window_rows(rows, sequence_length);
-  const Inputs<Element<T>> whole = make_inputs<T>(zxbcdt, weights, starts, shape);
+  const Inputs<Element<T>> whole = make_inputs<Element<T>>(zxbcdt, weights, starts.as<std::int32_t>(), nullptr, shape);
   Sizes s = make_sizes(shape, eps);
   for (std::int64_t first = 0; first < rows; first += window) {
     s.first = static_cast<int>(first);
@@ -77,7 +66,8 @@ void chunk_scan(const Launch& launch, const Tensor& out, const Tensor& zxbcdt, c
     if constexpr (std::is_same_v<T, bfloat16>) {
       if (is_fused(shape)) {
         return fused_forward(launch, elements<T>(out), whole_batch(zxbcdt, shape, eps),
-                             make_inputs<T>(zxbcdt, weights, starts, shape), shares_walks(shape, sequence_length));
+                             make_inputs<Element<T>>(zxbcdt, weights, starts.as<std::int32_t>(), nullptr, shape),
+                             shares_walks(shape, sequence_length));
       }
     }
     for_windows<T>(launch, zxbcdt, weights, starts, shape, eps, sequence_length, false,
@@ -97,15 +87,12 @@ void chunk_scan_backward(const Launch& launch, const Tensor& dzxbcdt, const Scan
     check_scan_weights(kName, "gradient of", gradients, shape, DType::float32);
     check_scan_rows(kName, "dzxbcdt", dzxbcdt, zxbcdt, shape.projection());
     check_scan_rows(kName, "dout", dout, zxbcdt, shape.hidden);
-    const WeightGradients to{.conv = shape.conv > 0 ? gradients.conv.as<float>() : nullptr,
-                             .a_log = gradients.a_log.as<float>(),
-                             .d_skip = gradients.d_skip.as<float>(),
-                             .dt_bias = gradients.dt_bias ? gradients.dt_bias.as<float>() : nullptr,
-                             .norm = gradients.norm.as<float>()};
+    const WeightGradients to = make_gradients(gradients, shape);
     if constexpr (std::is_same_v<T, bfloat16>) {
       if (is_fused(shape)) {
         return fused_backward(launch, elements<T>(dzxbcdt), to, elements<T>(dout), whole_batch(zxbcdt, shape, eps),
-                              make_inputs<T>(zxbcdt, weights, starts, shape), shape, shares_walks(shape, sequence_length));
+                              make_inputs<Element<T>>(zxbcdt, weights, starts.as<std::int32_t>(), nullptr, shape), shape,
+                              shares_walks(shape, sequence_length));
       }
     }
     for_windows<T>(launch, zxbcdt, weights, starts, shape, eps, sequence_length, true,

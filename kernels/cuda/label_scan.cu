@@ -1,8 +1,7 @@
 // The scan of the released code on the GPU: the kernels for every shape (chunk_scan_plain.h) over one chunk, the whole batch,
 // with labels. kernels/cpu/label_scan.cpp has the equations.
 #include "kernels/chunk_scan_checks.h"
-#include "kernels/cuda/arguments.h"
-#include "kernels/cuda/chunk_scan_plain.h"
+#include "kernels/cuda/chunk_scan_arguments.h"
 #include "kernels/cuda/launch_kernel.h"
 
 namespace attamba::kernels::cuda {
@@ -33,15 +32,7 @@ void with_batch(const Launch& launch, const Tensor& zxbcdt, const ScanWeights& w
   const Memory memory = make_memory(s, backward, [&](std::size_t count) { return scratch.take<float>(count); });
   launch_kernel("label_scan one_chunk", one_chunk, launch, {.x = ceil_div(s.rows, kThreads), .threads = kThreads}, starts,
                 s.rows);
-  const Inputs<T> in{.zxbcdt = elements_of<T>(zxbcdt),
-                     .starts = starts,
-                     .labels = labels.as<std::int32_t>(),
-                     .conv = shape.conv > 0 ? weights.conv.as<float>() : nullptr,
-                     .a_log = weights.a_log.as<float>(),
-                     .d_skip = weights.d_skip.as<float>(),
-                     .dt_bias = optional_elements_of<float>(weights.dt_bias),
-                     .norm = weights.norm.as<float>()};
-  body(s, in, memory);
+  body(s, make_inputs<T>(zxbcdt, weights, starts, labels.as<std::int32_t>(), shape), memory);
 }
 
 std::size_t workspace(const char* operation, const TensorType& zxbcdt, const ScanShape& shape, bool backward) {
@@ -78,11 +69,7 @@ void label_scan_backward(const Launch& launch, const Tensor& dzxbcdt, const Scan
     check_scan_weights(kName, "gradient of", gradients, shape, DType::float32);
     check_scan_rows(kName, "dzxbcdt", dzxbcdt, zxbcdt, shape.projection());
     check_scan_rows(kName, "dout", dout, zxbcdt, shape.hidden);
-    const WeightGradients to{.conv = shape.conv > 0 ? gradients.conv.as<float>() : nullptr,
-                             .a_log = gradients.a_log.as<float>(),
-                             .d_skip = gradients.d_skip.as<float>(),
-                             .dt_bias = optional_elements_of<float>(gradients.dt_bias),
-                             .norm = gradients.norm.as<float>()};
+    const WeightGradients to = make_gradients(gradients, shape);
     with_batch<T>(launch, zxbcdt, weights, labels, shape, eps, true,
                   [&](const Sizes& s, const Inputs<T>& in, const Memory& memory) {
                     plain_backward<T>(launch, elements_of<T>(dzxbcdt), to, elements_of<T>(dout), s, in, memory);

@@ -6,7 +6,6 @@
 #include <poll.h>
 #include <sys/eventfd.h>
 #include <sys/socket.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
@@ -71,7 +70,7 @@ HeartbeatChannel::HeartbeatChannel(Communicator& communicator)
           "heartbeats: getsockname: ", std::strerror(errno));
   std::memcpy(own.address.data(), &address, length);
   own.address_length = length;
-  gethostname(own.host.data(), own.host.size() - 1);
+  host_name().copy(own.host.data(), own.host.size() - 1);
   std::vector<Card> cards(peers_.size());
   communicator.all_gather(bytes_of(cards.data(), cards.size() * sizeof(Card)), bytes_of(&own, sizeof own));
   job_ = cards.front().job;

@@ -1,6 +1,9 @@
 #include "comm/launch_environment.h"
 
+#include <unistd.h>
+
 #include <algorithm>
+#include <array>
 #include <charconv>
 #include <cstdlib>
 
@@ -20,6 +23,12 @@ int count_in(const EnvironmentLookup& lookup, const std::string& name) {
 }
 
 }  // namespace
+
+std::string host_name() {
+  std::array<char, 64> name{};
+  gethostname(name.data(), name.size() - 1);
+  return name.data();
+}
 
 std::optional<std::string> environment_variable(const std::string& name) {
   const char* value = std::getenv(name.c_str());

@@ -29,6 +29,9 @@ using EnvironmentLookup = std::function<std::optional<std::string>(const std::st
 /// The process's own environment.
 std::optional<std::string> environment_variable(const std::string& name);
 
+/// This machine's, up to 63 characters: the form in which ranks tell each other.
+std::string host_name();
+
 /// Seconds that ranks wait for each other before they give up, unless ATTAMBA_TIMEOUT says otherwise; 0 is for ever.
 constexpr double kDefaultTimeout = 600;
 

@@ -1,7 +1,5 @@
 #include "comm/mpi_communicator.h"
 
-#include <unistd.h>
-
 #include <algorithm>
 #include <array>
 #include <chrono>
@@ -224,7 +222,7 @@ void MpiCommunicator::meet(Lane lane, const Call& call) {
     std::vector<std::int64_t> all(static_cast<std::size_t>(size_));
     check(MPI_Allgather(&own, 1, MPI_INT64_T, all.data(), 1, MPI_INT64_T, group), call);
     std::array<char, 64> host{};
-    gethostname(host.data(), host.size() - 1);
+    host_name().copy(host.data(), host.size() - 1);
     std::vector<char> names(host.size() * all.size());
     check(MPI_Allgather(host.data(), static_cast<int>(host.size()), MPI_CHAR, names.data(), static_cast<int>(host.size()),
                         MPI_CHAR, group),

@@ -66,18 +66,12 @@ std::span<std::byte> writable_bytes_of(T& value) {
   return std::as_writable_bytes(std::span(&value, 1));
 }
 
-std::string own_host() {
-  std::array<char, 64> name{};
-  gethostname(name.data(), name.size() - 1);
-  return name.data();
-}
-
 /// Containers may have hosts' names twice; the kernel's boot is one per machine.
 std::string own_machine() {
   std::ifstream file("/proc/sys/kernel/random/boot_id");
   std::string id;
   std::getline(file, id);
-  return id.empty() ? own_host() : id;
+  return id.empty() ? host_name() : id;
 }
 
 Endpoint endpoint_of(const std::string& rendezvous) {
@@ -133,7 +127,7 @@ class Rendezvous {
     own_.magic = kMagic;
     own_.rank = launch_.rank;
     own_.size = launch_.size;
-    assign(own_.host, own_host());
+    assign(own_.host, host_name());
     assign(own_.machine, own_machine());
     everybody_.resize(static_cast<std::size_t>(launch_.size));
   }
@@ -365,7 +359,7 @@ TcpMesh meet_over_tcp(const TcpLaunch& launch, Socket listener) {
                       launch.size, " ranks does not exist: check ATTAMBA_RANK and ATTAMBA_RANKS");
   if (launch.size == 1) {
     return {
-        .hosts = {own_host()}, .machines = {own_machine()}, .connections = {std::vector<Socket>(1), std::vector<Socket>(1)}};
+        .hosts = {host_name()}, .machines = {own_machine()}, .connections = {std::vector<Socket>(1), std::vector<Socket>(1)}};
   }
   return Rendezvous(launch, std::move(listener)).meet();
 }

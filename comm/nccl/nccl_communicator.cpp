@@ -1,7 +1,6 @@
 #include "comm/nccl/nccl_communicator.h"
 
 #include <cuda_runtime_api.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <array>
@@ -41,12 +40,6 @@ void check(cudaError_t status, const Parts&... operation) {
 
 double seconds_now() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
-
-std::string host_name() {
-  std::array<char, 256> name{};
-  gethostname(name.data(), name.size() - 1);
-  return name.data();
 }
 
 cudaEvent_t make_event() {

@@ -189,6 +189,16 @@ Batch Loader::next() {
     }
     return {};
   }
+  return take_first();
+}
+
+std::optional<Batch> Loader::take() {
+  const std::lock_guard lock(mutex_);
+  return ready_.empty() ? std::nullopt : std::optional(take_first());
+}
+
+/// Called with the lock held.
+Batch Loader::take_first() {
   Batch batch = std::move(ready_.front());
   ready_.pop_front();
   changed_.notify_all();

@@ -11,6 +11,7 @@
 #include <exception>
 #include <functional>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <thread>
 #include <vector>
@@ -92,6 +93,8 @@ class Loader {
   bool wait(double seconds);
   /// The next batch; waits for it when it is not there yet. Rethrows what stopped the thread, each time it is called again.
   Batch next();
+  /// The next batch, if it is there.
+  std::optional<Batch> take();
   /// What the thread is reading, for messages; empty when it reads nothing.
   std::string reading() const;
   /// Reads no more. Returns whether the thread has ended, after waiting for that for so long at most; a destructor waits for
@@ -106,6 +109,7 @@ class Loader {
   void run(const std::stop_token& stop, std::uint64_t micro_batch);
   void read_ahead(const std::stop_token& stop, std::uint64_t micro_batch);
   Batch read(std::uint64_t micro_batch);
+  Batch take_first();
 
   SampleSource source_;
   BatchPlan plan_;

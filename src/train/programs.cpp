@@ -157,7 +157,7 @@ void ModelPrograms::accumulate() {
 }
 
 StepResult ModelPrograms::finish_step(double learning_rate, std::int64_t updates, bool empty, const RankNews& news,
-                                      double norm_limit) {
+                                      double norm_limit, const std::function<void()>& meanwhile) {
   const auto step = storage_.mirror(kStepLeaf).span<double>();
   const OptimizerSettings& o = options_.optimizer_settings;
   step[kernels::kStepLearningRate] = learning_rate;
@@ -175,6 +175,9 @@ StepResult ModelPrograms::finish_step(double learning_rate, std::int64_t updates
   clear(storage_.find(kPoisonedLeaf));
   storage_.download(kStepLeaf);
   storage_.download(kNewsLeaf);
+  if (meanwhile) {
+    meanwhile();
+  }
   const auto tokens = static_cast<double>(options_.global_batch * options_.micro_batch.length);
   // A device's collectives are waited for here.
   const CollectiveProgress::Waiting waiting(communicator_.size() > 1 ? &communicator_.progress() : nullptr);

@@ -160,9 +160,9 @@ class ModelPrograms {
   void accumulate();
   /// Ends a step: the batch in the inputs (unless `empty`, for a rank without a last micro-batch), the reduction over ranks,
   /// the update, unless the gradient norm is not finite or above `norm_limit` > 0. `updates` counts optimizer updates done so
-  /// far, for the moments' bias.
+  /// far, for the moments' bias. While a device still computes `meanwhile` is called, which may write the next inputs.
   StepResult finish_step(double learning_rate, std::int64_t updates, bool empty, const RankNews& news = {},
-                         double norm_limit = 0);
+                         double norm_limit = 0, const std::function<void()>& meanwhile = {});
   /// Makes the step that is being gathered one that every rank skips.
   void poison_step();
   /// Forgets what `accumulate` has gathered since the last step.

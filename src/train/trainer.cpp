@@ -25,8 +25,6 @@ namespace fs = std::filesystem;
 constexpr double kPatienceWithData = 1;
 /// When data does not come for so many seconds, a message says what is being read.
 constexpr double kSlowData = 4;
-/// A data source that does not answer is left behind after so long.
-constexpr double kPatienceWithLoader = 1;
 
 }  // namespace
 
@@ -69,7 +67,7 @@ Trainer::Trainer(const Config& config, Communicator& communicator, Device device
                                         .asked_to_stop = [this](double step) { return own_stop_request(step); }});
   using Part = void (Trainer::*)();
   for (const Part part : {&Trainer::open_data, &Trainer::make_programs, &Trainer::open_run_folder, &Trainer::resume,
-                          &Trainer::open_metrics, &Trainer::start_loader, &Trainer::report_setup}) {
+                          &Trainer::open_metrics, &Trainer::start_reading, &Trainer::report_setup}) {
     watchdog_->enter(part == &Trainer::resume ? Phase::loading : Phase::starting, state_.step);
     (this->*part)();
     if (vote_on_stop()) {
@@ -78,9 +76,7 @@ Trainer::Trainer(const Config& config, Communicator& communicator, Device device
   }
 }
 
-Trainer::~Trainer() {
-  drop_loader();
-}
+Trainer::~Trainer() = default;
 
 void Trainer::make_programs() {
   chunking_ = make_model_chunking(config_.model, config_.data.sequence_length);
@@ -229,33 +225,15 @@ void Trainer::open_metrics() {
   communicator_.broadcast({&evaluated_step_, {DType::int64, {1}}}, 0);
 }
 
-/// A loader whose thread waits for a file server that does not answer is left to the end of the process.
-void Trainer::drop_loader() {
-  if (loader_ && !loader_->stop(kPatienceWithLoader)) {
-    [[maybe_unused]] Loader* const stuck = loader_.release();
-  }
-  loader_.reset();
-}
-
-void Trainer::start_loader() {
-  drop_loader();
-  const std::int64_t count = share_.count(), first_step = state_.step;
-  if (count > 0) {
-    const auto plan = [share = share_, count, first_step, passed_over = state_.passed_over,
-                       train = config_.train](std::uint64_t k) {
-      std::vector<std::uint64_t> samples;
-      const std::int64_t at_step = first_step + static_cast<std::int64_t>(k) / count;
-      if (at_step < train.steps) {
-        const std::int64_t micro = share.micro_batch(static_cast<std::int64_t>(k) % count);
-        for (std::int64_t i = 0; i < train.micro_batch; ++i) {
-          samples.push_back(
-              static_cast<std::uint64_t>((at_step + passed_over) * train.global_batch + micro * train.micro_batch + i));
-        }
-      }
-      return samples;
-    };
-    loader_ = std::make_unique<Loader>(*samples_, plan, static_cast<std::size_t>(config_.data.prefetch));
-  }
+void Trainer::start_reading() {
+  inputs_hold_.reset();
+  batches_.reset();
+  batches_ = std::make_unique<BatchFeed>(*samples_, BatchFeed::Settings{.share = share_,
+                                                                        .micro_batch = config_.train.micro_batch,
+                                                                        .first_step = state_.step,
+                                                                        .end_step = config_.train.steps,
+                                                                        .passed_over = state_.passed_over,
+                                                                        .depth = config_.data.prefetch});
 }
 
 // ---------------------------------------------------------------------------------------------- stopping
@@ -322,17 +300,17 @@ bool Trainer::complete() const {
   return state_.step >= config_.train.steps && (!evaluator_ || evaluated_step_ == state_.step);
 }
 
-/// The loader's next batch; none when the ranks are to stop and it does not come.
-std::optional<Batch> Trainer::next_batch() {
+/// The next batch; null when the ranks are to stop and it does not come.
+const Batch* Trainer::next_batch() {
   constexpr double kLook = 0.05;
-  if (!loader_->wait(0)) {
+  if (!batches_->wait(0)) {
     watchdog_->enter(Phase::data, state_.step);
     double asked = 0;
-    for (int looks = 1; !loader_->wait(kLook); ++looks) {
+    for (int looks = 1; !batches_->wait(kLook); ++looks) {
       asked += watchdog_->asked_to_stop() ? kLook : 0;
       if (asked >= kPatienceWithData) {
         data_stuck_ = true;
-        return std::nullopt;
+        return nullptr;
       }
       if (looks == static_cast<int>(kSlowData / kLook)) {
         report_slow_data(kSlowData);
@@ -340,12 +318,28 @@ std::optional<Batch> Trainer::next_batch() {
     }
     watchdog_->enter(Phase::step, state_.step);
   }
-  return loader_->next();
+  return &batches_->next();
+}
+
+/// `step` steps are done before the one that computes them.
+void Trainer::write_inputs(const Batch& batch, std::int64_t step) {
+  const std::vector<std::int64_t> samples(batch.sample_indices.begin(), batch.sample_indices.end());
+  programs_->inputs().write(batch.tokens, batch.document_starts, samples, static_cast<std::uint64_t>(config_.train.seed), step);
+  inputs_hold_ = batch.micro_batch;
+}
+
+/// While a device ends a step: the next one's first batch, if it has been read.
+void Trainer::write_ahead() {
+  if (state_.step + 1 < config_.train.steps && !data_stuck_) {
+    if (const Batch* batch = batches_->peek()) {
+      write_inputs(*batch, state_.step + 1);
+    }
+  }
 }
 
 /// Of this process, for other ranks or for data.
 double Trainer::seconds_waited() const {
-  return communicator_.progress().waited() + (loader_ ? loader_->wait_seconds() : 0);
+  return communicator_.progress().waited() + batches_->wait_seconds();
 }
 
 StepResult Trainer::step() {
@@ -359,10 +353,11 @@ StepResult Trainer::step() {
   for (std::int64_t j = 0; j < share_.rounds(); ++j) {
     const bool last = j + 1 == share_.rounds();
     if (j < share_.count() && !data_stuck_) {
-      if (const std::optional<Batch> batch = next_batch()) {
+      if (const Batch* batch = next_batch()) {
         samples.assign(batch->sample_indices.begin(), batch->sample_indices.end());
-        programs_->inputs().write(batch->tokens, batch->document_starts, samples,
-                                  static_cast<std::uint64_t>(config_.train.seed), state_.step);
+        if (inputs_hold_ != batch->micro_batch) {
+          write_inputs(*batch, state_.step);
+        }
         if (compare_cpu_) {
           compare_with_cpu(*batch, samples);
         }
@@ -388,7 +383,7 @@ StepResult Trainer::step() {
   norm_limit_ = bad_steps_.norm_limit();
   const StepResult result = naming_samples(samples, [&] {
     return programs_->finish_step(learning_rate(schedule, state_.step), state_.updates, share_.count() < share_.rounds(), news_,
-                                  norm_limit_);
+                                  norm_limit_, [this] { write_ahead(); });
   });
   const double own = monotonic_seconds() - step_began_ - (seconds_waited() - waited);
   // The host's time says nothing about a GPU's.
@@ -479,12 +474,13 @@ void Trainer::roll_back(const StepResult& result) {
   window_seconds_ = 0;
   window_steps_ = 0;
   open_metrics();
-  start_loader();
+  start_reading();
   watchdog_->enter(Phase::writing, from);
   report_rollback(first_bad, from);
 }
 
 void Trainer::evaluate() {
+  inputs_hold_.reset();
   const auto stop = [this] {
     const bool asked = vote_on_stop();
     watchdog_->enter(Phase::data, state_.step);

@@ -12,7 +12,7 @@
 #include <vector>
 
 #include "comm/communicator.h"
-#include "data/loader.h"
+#include "data/batch_feed.h"
 #include "src/train/bad_steps.h"
 #include "src/train/checkpoint_writer.h"
 #include "src/train/config.h"
@@ -25,18 +25,6 @@
 #include "src/train/watchdog.h"
 
 namespace attamba {
-
-/// Which micro-batches of each step a rank computes: rank r of N takes r, r + N, ...  No rank count needs to divide anything.
-struct MicroBatchShare {
-  std::int64_t per_step = 1;  ///< micro-batches of a step over all ranks
-  std::int64_t rank = 0, ranks = 1;
-
-  /// Replays of a step, the last one of which closes it, with a micro-batch or without. All ranks make as many.
-  std::int64_t rounds() const { return (per_step + ranks - 1) / ranks; }
-  std::int64_t count() const { return rank < per_step ? (per_step - rank + ranks - 1) / ranks : 0; }
-  /// Number within the step of this rank's j-th one.
-  std::int64_t micro_batch(std::int64_t j) const { return rank + j * ranks; }
-};
 
 class Trainer {
  public:
@@ -58,15 +46,16 @@ class Trainer {
   bool load_newest_checkpoint(bool to_go_back_to = false);
   void require_no_checkpoint_was_lost();
   void open_metrics();
-  void start_loader();
-  void drop_loader();
+  void start_reading();
   void report_setup();
   void set_up_debugging();
   std::optional<StopRequest> own_stop_request(double median_step) const;
   /// All ranks call it, and then either all stop or none does. Between votes, each step's reduction carries the wish.
   bool vote_on_stop();
   bool complete() const;
-  std::optional<Batch> next_batch();
+  const Batch* next_batch();
+  void write_inputs(const Batch& batch, std::int64_t step);
+  void write_ahead();
   double seconds_waited() const;
   StepResult step();
   /// Runs `body`; a number that is not finite is reported with the step and with the sample, one of those in the inputs.
@@ -108,7 +97,8 @@ class Trainer {
   std::unique_ptr<Evaluator> evaluator_;
   std::unique_ptr<ChunkingStrategy> chunking_;
   std::unique_ptr<ModelPrograms> programs_;
-  std::unique_ptr<Loader> loader_;
+  std::unique_ptr<BatchFeed> batches_;
+  std::optional<std::uint64_t> inputs_hold_;  ///< number of the feed's batch that is in the programs' inputs
   std::unique_ptr<CheckpointWriter> checkpoints_;
   TrainingState state_;
   double peak_flops_ = 0;

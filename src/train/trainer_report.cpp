@@ -98,7 +98,7 @@ void Trainer::log(const StepResult& result) {
                          .seconds = state_.seconds};
     record.lr = result.learning_rate;
     record.more.emplace_back("checkpoint_stall_seconds", checkpoints_->stall_seconds());
-    record.more.emplace_back("loader_wait_seconds", loader_ ? loader_->wait_seconds() : 0.0);
+    record.more.emplace_back("loader_wait_seconds", batches_->wait_seconds());
     if (result.skipped) {
       report_skipped(result, record);
     }
@@ -111,7 +111,7 @@ void Trainer::log(const StepResult& result) {
 
 /// Each rank by itself: the others wait for this one.
 void Trainer::report_slow_data(double seconds) {
-  const std::string reading = loader_->reading();
+  const std::string reading = batches_->reading();
   const std::string text =
       concat("rank ", communicator_.rank(), watchdog_->on_host(communicator_.rank()), " has waited ", seconds,
              " s for data in step ", state_.step + 1, reading.empty() ? std::string() : concat(", reading ", reading));

@@ -7,8 +7,8 @@
 #include <set>
 #include <vector>
 
+#include "data/batch_feed.h"
 #include "data/loader.h"
-#include "src/train/trainer.h"
 #include "tests/data/numbered_data.h"
 
 namespace attamba {
@@ -61,11 +61,12 @@ struct Batches {
     for (std::int64_t rank = 0; rank < ranks; ++rank) {
       const MicroBatchShare share{.per_step = per_step, .rank = rank, .ranks = ranks};
       EXPECT_TRUE(share.count() == share.rounds() || share.count() == share.rounds() - 1) << "ranks wait for each other";
-      for (std::int64_t j = 0; j < share.count(); ++j) {
-        for (std::int64_t i = 0; i < micro_batch; ++i) {
-          all.push_back(static_cast<std::uint64_t>(step * samples() + share.micro_batch(j) * micro_batch + i));
-        }
+      const BatchFeed::Settings feed{.share = share, .micro_batch = micro_batch, .first_step = step, .end_step = step + 1};
+      for (std::uint64_t j = 0; j < static_cast<std::uint64_t>(share.count()); ++j) {
+        const std::vector<std::uint64_t> samples = feed.samples(j);
+        all.insert(all.end(), samples.begin(), samples.end());
       }
+      EXPECT_TRUE(share.count() == 0 || feed.samples(static_cast<std::uint64_t>(share.count())).empty()) << "the run has ended";
     }
     return all;
   }

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <exception>
 #include <memory>
 
 #include "kernels/kernels.h"
@@ -15,11 +16,15 @@ namespace {
 
 class Recorded final : public RecordedWork {
  public:
-  explicit Recorded(EmulatedGraph graph) : graph_(std::move(graph)) {}
-  void launch() override { graph_.launch(); }
+  Recorded(EmulatedGraph graph, EmulatedStream& stream)
+      : graph_(std::make_shared<const EmulatedGraph>(std::move(graph))), stream_(stream) {}
+  void launch() override {
+    stream_.run([graph = graph_] { graph->launch(); });
+  }
 
  private:
-  EmulatedGraph graph_;
+  std::shared_ptr<const EmulatedGraph> graph_;
+  EmulatedStream& stream_;
 };
 
 class Runtime final : public DeviceRuntime {
@@ -31,12 +36,18 @@ class Runtime final : public DeviceRuntime {
     simt::fill(memory, 0, bytes);
     return static_cast<std::byte*>(memory);
   }
-  void release(std::byte* memory) noexcept override { simt::release(memory); }
+  void release(std::byte* memory) noexcept override {
+    drain();
+    simt::release(memory);
+  }
   std::byte* allocate_host(std::size_t bytes, const std::string&) override {
     auto memory = std::make_unique<std::byte[]>(std::max<std::size_t>(bytes, 1));
     return memory.release();
   }
-  void release_host(std::byte* memory) noexcept override { delete[] memory; }
+  void release_host(std::byte* memory) noexcept override {
+    drain();
+    delete[] memory;
+  }
   void copy_to_device(void* device, const void* host, std::size_t bytes) override {
     stream_.copy_to_device(device, host, bytes);
   }
@@ -45,11 +56,13 @@ class Runtime final : public DeviceRuntime {
   }
   void copy_on_device(void* to, const void* from, std::size_t bytes) override { stream_.copy_on_device(to, from, bytes); }
   void clear(void* device, std::size_t bytes) override { stream_.fill(device, 0, bytes); }
-  void wait_for_copies() override {}
-  void synchronize() override {}
+  void wait_for_copies() override { stream_.finish_copies(); }
+  void synchronize() override { stream_.finish(); }
   double seconds_of(const std::function<void()>& body) override {
+    stream_.finish();
     const auto begin = std::chrono::steady_clock::now();
     body();
+    stream_.finish();
     return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
   }
   std::unique_ptr<RecordedWork> record(const std::function<void()>& body) override {
@@ -60,10 +73,18 @@ class Runtime final : public DeviceRuntime {
       stream_.end_capture();
       throw;
     }
-    return std::make_unique<Recorded>(stream_.end_capture());
+    return std::make_unique<Recorded>(stream_.end_capture(), stream_);
   }
 
  private:
+  /// Before memory goes; of errors somebody who waited has heard, or nobody wants to.
+  void drain() noexcept {
+    try {
+      stream_.finish();
+    } catch (const std::exception&) {
+    }
+  }
+
   EmulatedStream stream_;
 };
 

@@ -23,12 +23,36 @@ void EmulatedStream::run(std::function<void()> step) {
   if (capturing_) {
     captured_.steps_.push_back(std::move(step));
   } else {
-    step();
+    waiting_.push_back(std::move(step));
   }
+}
+
+void EmulatedStream::finish(std::size_t steps) {
+  to_last_copy_ = to_last_copy_ > steps ? to_last_copy_ - steps : 0;
+  for (; steps > 0; --steps) {
+    const std::function<void()> step = std::move(waiting_.front());
+    waiting_.pop_front();
+    try {
+      step();
+    } catch (...) {
+      waiting_.clear();
+      to_last_copy_ = 0;
+      throw;
+    }
+  }
+}
+
+void EmulatedStream::finish_copies() {
+  finish(to_last_copy_);
+}
+
+void EmulatedStream::finish() {
+  finish(waiting_.size());
 }
 
 void EmulatedStream::copy_to_device(void* device, const void* host, std::size_t bytes) {
   run([=] { simt::copy_to_device(device, host, bytes); });
+  to_last_copy_ = waiting_.size();
 }
 
 void EmulatedStream::copy_from_device(void* host, const void* device, std::size_t bytes) {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstddef>
+#include <deque>
 #include <functional>
 #include <vector>
 
@@ -22,7 +23,8 @@ class EmulatedGraph {
   std::vector<std::function<void()>> steps_;
 };
 
-/// Does everything at once, except while it captures: then nothing is done, and recorded instead.
+/// Does things in order and as late as a device may: when somebody waits for them. While it captures nothing is done, and
+/// recorded instead.
 class EmulatedStream {
  public:
   void begin_capture();
@@ -35,9 +37,18 @@ class EmulatedStream {
   void copy_on_device(void* to, const void* from, std::size_t bytes);
   void fill(void* device, unsigned char value, std::size_t bytes);
 
+  /// Returns when all copies to the device are done, and what came before them.
+  void finish_copies();
+  /// Returns when everything is done; throws what failed, and drops what came after it.
+  void finish();
+
  private:
+  void finish(std::size_t steps);
+
   bool capturing_ = false;
   EmulatedGraph captured_;
+  std::deque<std::function<void()>> waiting_;
+  std::size_t to_last_copy_ = 0;  ///< steps that wait, up to the last copy to the device
 };
 
 /// Without a stream, at once.

@@ -188,6 +188,7 @@ TEST(Emulator, RecordsWhatAStreamCaptures) {
     kernels::cuda::emulate("add", &stream, {.threads = 1}, [=, p = x.data()] { store(p, load(p) + value); });
   };
   add(1);
+  stream.finish();
   EXPECT_EQ(x.values()[0], 2u);
   std::vector<std::uint32_t> host{40};
   stream.begin_capture();
@@ -202,7 +203,33 @@ TEST(Emulator, RecordsWhatAStreamCaptures) {
   graph.launch();
   EXPECT_THAT(x.values(), ::testing::ElementsAre(44u, 44u));
   add(1);
+  stream.finish();
   EXPECT_EQ(x.values()[0], 45u);
+}
+
+TEST(Emulator, AStreamWorksWhenSomebodyWaitsForIt) {
+  EmulatedStream stream;
+  const Global<std::uint32_t> x(std::vector<std::uint32_t>{1});
+  std::vector<std::uint32_t> host{40};
+  const auto add = [&](std::uint32_t value) {
+    kernels::cuda::emulate("add", &stream, {.threads = 1}, [=, p = x.data()] { store(p, load(p) + value); });
+  };
+  add(1);
+  stream.copy_to_device(x.data(), host.data(), 4);
+  host[0] = 50;  // too early: the copy has not read it
+  add(2);
+  EXPECT_EQ(x.values()[0], 1u);
+  stream.finish_copies();
+  EXPECT_EQ(x.values()[0], 50u);
+  host[0] = 60;
+  stream.finish();
+  EXPECT_EQ(x.values()[0], 52u);
+  add(3);
+  stream.run([] { throw std::bad_alloc(); });
+  add(4);
+  EXPECT_THROW(stream.finish(), std::bad_alloc);
+  stream.finish();
+  EXPECT_EQ(x.values()[0], 55u) << "what comes after an error is not done";
 }
 
 TEST(Emulator, CountsWhatKernelsMove) {

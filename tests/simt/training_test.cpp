@@ -214,6 +214,26 @@ TEST_P(TrainingOnTheEmulator, RecomputingGivesTheSameBits) {
   EXPECT_EQ(kept.weights(), recomputed.weights());
 }
 
+/// The device may still read its inputs when the host makes the next ones: the emulator's stream does everything as late as it
+/// may.
+TEST(InputsOnTheEmulator, AreWrittenWhileTheDeviceComputes) {
+  simt::connect();
+  Rank one_by_one("attamba", DType::float32, Device::cuda), ahead("attamba", DType::float32, Device::cuda);
+  ahead.write(0, 0, false);
+  for (std::int64_t number = 0; number < 3; ++number) {
+    ahead.programs.accumulate();
+    ahead.write(number, 1, false);
+    bool called = false;
+    const StepResult found = ahead.programs.finish_step(1e-2, number, false, {}, 0, [&] {
+      called = true;
+      ahead.write(number + 1, 0, false);
+    });
+    EXPECT_TRUE(called);
+    EXPECT_EQ(found.loss, one_by_one.step(number).loss);
+  }
+  EXPECT_EQ(ahead.weights(), one_by_one.weights());
+}
+
 /// Where gradients are summed as integers; the fused scan takes no part in that.
 class FixedPointOnTheEmulator : public TrainingOnTheEmulator {};
 

@@ -11,24 +11,6 @@ namespace {
 
 using namespace scan;
 
-template <class T>
-using Element = std::conditional_t<std::is_same_v<T, bfloat16>, device::bf16, T>;
-
-template <class T>
-Element<T>* elements(const Tensor& tensor) {
-  return reinterpret_cast<Element<T>*>(tensor.as<T>());
-}
-
-/// Calls body.operator()<T>() for the types of the GPU.
-template <class Body>
-decltype(auto) dispatch(DType type, const char* operation, const Body& body) {
-  require<UsageError>(type != DType::float64, operation, ": float64 runs on the CPU only; use float32 or bfloat16 on the GPU");
-  return dispatch_floating(type, operation, [&]<class T>() {
-    using Served = std::conditional_t<std::is_same_v<T, double>, float, T>;
-    return body.template operator()<Served>();
-  });
-}
-
 Sizes whole_batch(const Tensor& zxbcdt, const ScanShape& shape, double eps) {
   Sizes s = make_sizes(shape, eps);
   s.rows = static_cast<int>(zxbcdt.shape().rows());
@@ -40,14 +22,14 @@ template <class T, class Body>
 void for_windows(const Launch& launch, const Tensor& zxbcdt, const ScanWeights& weights, const Tensor& starts,
                  const ScanShape& shape, double eps, std::int64_t sequence_length, bool backward, const Body& body) {
   const std::int64_t rows = zxbcdt.shape().rows(), window = window_rows(rows, sequence_length);
-  const Inputs<Element<T>> whole = make_inputs<Element<T>>(zxbcdt, weights, starts.as<std::int32_t>(), nullptr, shape);
+  const Inputs<T> whole = make_inputs<T>(zxbcdt, weights, starts.as<std::int32_t>(), nullptr, shape);
   Sizes s = make_sizes(shape, eps);
   for (std::int64_t first = 0; first < rows; first += window) {
     s.first = static_cast<int>(first);
     s.rows = static_cast<int>(std::min(window, rows - first));
     ScratchAllocator scratch(launch);
     const Memory memory = make_memory(s, backward, [&](std::size_t count) { return scratch.take<float>(count); });
-    Inputs<Element<T>> in = whole;
+    Inputs<T> in = whole;
     in.zxbcdt += first * s.projection;
     in.starts += first;
     body(s, in, memory);
@@ -59,20 +41,20 @@ void for_windows(const Launch& launch, const Tensor& zxbcdt, const ScanWeights& 
 void chunk_scan(const Launch& launch, const Tensor& out, const Tensor& zxbcdt, const ScanWeights& weights, const Tensor& starts,
                 const ScanShape& shape, double eps, std::int64_t sequence_length) {
   constexpr const char* kName = "chunk_scan";
-  dispatch(zxbcdt.dtype(), kName, [&]<class T>() {
+  dispatch_compute(zxbcdt.dtype(), kName, [&]<class T>() {
     check_scan_input(kName, zxbcdt, starts, shape, sequence_length);
     check_scan_weights(kName, "weight", weights, shape, DType::float32);
     check_scan_rows(kName, "out", out, zxbcdt, shape.hidden);
-    if constexpr (std::is_same_v<T, bfloat16>) {
+    if constexpr (std::is_same_v<T, device::bf16>) {
       if (is_fused(shape)) {
-        return fused_forward(launch, elements<T>(out), whole_batch(zxbcdt, shape, eps),
-                             make_inputs<Element<T>>(zxbcdt, weights, starts.as<std::int32_t>(), nullptr, shape),
+        return fused_forward(launch, elements_of<T>(out), whole_batch(zxbcdt, shape, eps),
+                             make_inputs<T>(zxbcdt, weights, starts.as<std::int32_t>(), nullptr, shape),
                              shares_walks(shape, sequence_length));
       }
     }
     for_windows<T>(launch, zxbcdt, weights, starts, shape, eps, sequence_length, false,
-                   [&](const Sizes& s, const Inputs<Element<T>>& in, const Memory& memory) {
-                     plain_forward(launch, elements<T>(out) + static_cast<std::int64_t>(s.first) * s.hidden, s, in, memory);
+                   [&](const Sizes& s, const Inputs<T>& in, const Memory& memory) {
+                     plain_forward(launch, elements_of<T>(out) + static_cast<std::int64_t>(s.first) * s.hidden, s, in, memory);
                    });
   });
 }
@@ -81,41 +63,42 @@ void chunk_scan_backward(const Launch& launch, const Tensor& dzxbcdt, const Scan
                          const Tensor& zxbcdt, const ScanWeights& weights, const Tensor& starts, const ScanShape& shape,
                          double eps, std::int64_t sequence_length) {
   constexpr const char* kName = "chunk_scan_backward";
-  dispatch(zxbcdt.dtype(), kName, [&]<class T>() {
+  dispatch_compute(zxbcdt.dtype(), kName, [&]<class T>() {
     check_scan_input(kName, zxbcdt, starts, shape, sequence_length);
     check_scan_weights(kName, "weight", weights, shape, DType::float32);
     check_scan_weights(kName, "gradient of", gradients, shape, DType::float32);
     check_scan_rows(kName, "dzxbcdt", dzxbcdt, zxbcdt, shape.projection());
     check_scan_rows(kName, "dout", dout, zxbcdt, shape.hidden);
     const WeightGradients to = make_gradients(gradients, shape);
-    if constexpr (std::is_same_v<T, bfloat16>) {
+    if constexpr (std::is_same_v<T, device::bf16>) {
       if (is_fused(shape)) {
-        return fused_backward(launch, elements<T>(dzxbcdt), to, elements<T>(dout), whole_batch(zxbcdt, shape, eps),
-                              make_inputs<Element<T>>(zxbcdt, weights, starts.as<std::int32_t>(), nullptr, shape), shape,
+        return fused_backward(launch, elements_of<T>(dzxbcdt), to, elements_of<T>(dout), whole_batch(zxbcdt, shape, eps),
+                              make_inputs<T>(zxbcdt, weights, starts.as<std::int32_t>(), nullptr, shape), shape,
                               shares_walks(shape, sequence_length));
       }
     }
     for_windows<T>(launch, zxbcdt, weights, starts, shape, eps, sequence_length, true,
-                   [&](const Sizes& s, const Inputs<Element<T>>& in, const Memory& memory) {
+                   [&](const Sizes& s, const Inputs<T>& in, const Memory& memory) {
                      const auto first = static_cast<std::int64_t>(s.first);
-                     plain_backward<Element<T>>(launch, elements<T>(dzxbcdt) + first * s.projection, to,
-                                                elements<T>(dout) + first * s.hidden, s, in, memory);
+                     plain_backward<T>(launch, elements_of<T>(dzxbcdt) + first * s.projection, to,
+                                       elements_of<T>(dout) + first * s.hidden, s, in, memory);
                    });
   });
 }
 
 std::size_t chunk_scan_workspace(const TensorType& zxbcdt, const ScanShape& shape, std::int64_t sequence_length) {
-  return dispatch(zxbcdt.dtype, "chunk_scan", [&]<class T>() {
+  return dispatch_compute(zxbcdt.dtype, "chunk_scan", [&]<class T>() {
     const std::int64_t rows = zxbcdt.shape.rows();
-    return std::is_same_v<T, bfloat16> && is_fused(shape) ? fused_workspace(shape, rows, shares_walks(shape, sequence_length))
-                                                          : plain_workspace(shape, rows, sequence_length, false);
+    return std::is_same_v<T, device::bf16> && is_fused(shape)
+               ? fused_workspace(shape, rows, shares_walks(shape, sequence_length))
+               : plain_workspace(shape, rows, sequence_length, false);
   });
 }
 
 std::size_t chunk_scan_backward_workspace(const TensorType& zxbcdt, const ScanShape& shape, std::int64_t sequence_length) {
-  return dispatch(zxbcdt.dtype, "chunk_scan_backward", [&]<class T>() {
+  return dispatch_compute(zxbcdt.dtype, "chunk_scan_backward", [&]<class T>() {
     const std::int64_t rows = zxbcdt.shape.rows();
-    return std::is_same_v<T, bfloat16> && is_fused(shape)
+    return std::is_same_v<T, device::bf16> && is_fused(shape)
                ? fused_backward_workspace(shape, rows, shares_walks(shape, sequence_length))
                : plain_workspace(shape, rows, sequence_length, true);
   });

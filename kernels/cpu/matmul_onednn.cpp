@@ -1,5 +1,6 @@
 #include "kernels/cpu/matmul_onednn.h"
 
+#include <array>
 #include <dnnl.hpp>
 #include <map>
 #include <memory>
@@ -36,10 +37,33 @@ dnnl::memory::desc describe(DType type, std::int64_t rows, std::int64_t columns,
 }
 
 struct Primitive {
-  dnnl::matmul::primitive_desc description;
+  dnnl::memory::desc source, weights, destination, scratchpad;
   dnnl::matmul run;
 
-  explicit Primitive(const dnnl::matmul::primitive_desc& from) : description(from), run(from) {}
+  explicit Primitive(const dnnl::matmul::primitive_desc& from)
+      : source(from.src_desc()),
+        weights(from.weights_desc()),
+        destination(from.dst_desc()),
+        scratchpad(from.scratchpad_desc()),
+        run(from) {}
+};
+
+/// A tensor as a primitive takes it, through the library's C interface: that of C++ allocates with every call.
+struct Argument {
+  dnnl_memory_t memory = nullptr;
+
+  Argument(const dnnl::memory::desc& type, const void* data) {
+#if DNNL_VERSION_MAJOR >= 3
+    dnnl_memory_create(&memory, type.get(), cpu_engine().get(), const_cast<void*>(data));
+#else
+    dnnl_memory_create(&memory, &type.data, cpu_engine().get(), const_cast<void*>(data));
+#endif
+  }
+  ~Argument() {
+    dnnl_memory_destroy(memory);
+  }
+  Argument(const Argument&) = delete;
+  Argument& operator=(const Argument&) = delete;
 };
 
 std::shared_ptr<const Primitive> make_primitive(const TileProduct& tile) {
@@ -95,7 +119,7 @@ bool onednn_has_bfloat16() {
 
 std::size_t onednn_scratch_bytes(const TileProduct& tile) {
   const auto primitive = cached_primitive(tile);
-  return primitive == nullptr ? 0 : primitive->description.scratchpad_desc().get_size();
+  return primitive == nullptr ? 0 : primitive->scratchpad.get_size();
 }
 
 bool run_onednn_tile(const TileProduct& tile, void* c, const void* a, const void* b, std::byte* scratch) {
@@ -104,21 +128,18 @@ bool run_onednn_tile(const TileProduct& tile, void* c, const void* a, const void
     return false;
   }
   const OneThread guard;
-  const auto& description = primitive->description;
-  const auto memory = [](const dnnl::memory::desc& type, const void* data) {
-    return dnnl::memory(type, cpu_engine(), const_cast<void*>(data));
-  };
   thread_local dnnl::stream stream(cpu_engine());
-  try {
-    primitive->run.execute(stream, {{DNNL_ARG_SRC, memory(description.src_desc(), a)},
-                                    {DNNL_ARG_WEIGHTS, memory(description.weights_desc(), b)},
-                                    {DNNL_ARG_DST, memory(description.dst_desc(), c)},
-                                    {DNNL_ARG_SCRATCHPAD, memory(description.scratchpad_desc(), scratch)}});
-    stream.wait();
-  } catch (const dnnl::error&) {
-    return false;
-  }
-  return true;
+  const Argument source(primitive->source, a), weights(primitive->weights, b), destination(primitive->destination, c),
+      scratchpad(primitive->scratchpad, scratch);
+  const std::array<dnnl_exec_arg_t, 4> arguments{{{DNNL_ARG_SRC, source.memory},
+                                                  {DNNL_ARG_WEIGHTS, weights.memory},
+                                                  {DNNL_ARG_DST, destination.memory},
+                                                  {DNNL_ARG_SCRATCHPAD, scratchpad.memory}}};
+  return source.memory != nullptr && weights.memory != nullptr && destination.memory != nullptr &&
+         scratchpad.memory != nullptr &&
+         dnnl_primitive_execute(primitive->run.get(), stream.get(), static_cast<int>(arguments.size()), arguments.data()) ==
+             dnnl_success &&
+         dnnl_stream_wait(stream.get()) == dnnl_success;
 }
 
 }  // namespace attamba::kernels::cpu

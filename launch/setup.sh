@@ -7,7 +7,8 @@
 # NAME is from CMakePresets.json, cpu-release by default; no TARGET: everything. --with-slurm also installs SLURM's daemons, of
 # which tests/slurm starts its own.
 #
-# ATTAMBA_JOBS sets the number of compilers at a time (default: one per core).
+# ATTAMBA_JOBS sets the number of compilers at a time (default: one per core). ATTAMBA_CUDA=ON makes it an error when there is no
+# CUDA toolkit, OFF leaves the GPU's part out; otherwise it is built where the toolkit is.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -76,12 +77,16 @@ if [[ $(uname -m) != x86_64 ]] || ! grep -qw avx2 /proc/cpuinfo || ! grep -qw fm
   architecture=(-DATTAMBA_CPU_ARCH=native)
 fi
 
+cuda=()
+[[ -z ${ATTAMBA_CUDA:-} ]] || cuda=("-DATTAMBA_CUDA=$ATTAMBA_CUDA")
+
 mkdir -p build
 log=build/configure-$preset.log
-if ! cmake --preset "$preset" "${architecture[@]}" > "$log" 2>&1; then
+if ! cmake --preset "$preset" "${architecture[@]}" "${cuda[@]}" > "$log" 2>&1; then
   grep -A 4 'CMake Error' "$log" >&2 || cat "$log" >&2
   fail "cmake could not configure; everything it said is in $log"
 fi
+sed -n '/^ *built without CUDA/,/^$/p' "$log" >&2
 targets=()
 if (($# > 0)); then
   targets=(--target "$@")

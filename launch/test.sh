@@ -5,6 +5,7 @@
 #
 #   launch/test.sh -R chunk_scan         only tests whose name matches
 #   launch/test.sh --sanitize            all but the tests of style, under AddressSanitizer and UndefinedBehaviorSanitizer
+#   ATTAMBA_CUDA=ON launch/test.sh       fails where there is no CUDA toolkit; without it, tests that need one are skipped
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 

@@ -73,6 +73,8 @@ TEST_P(CausalConv, ReadsLittleMoreThanItsInputs) {
       p.x, p.weight, p.starts);
   EXPECT_LT(bytes_of({"causal_conv_silu"}), 1.6 * 2 * tensor);
   EXPECT_LT(bytes_of({"causal_conv_silu_backward"}), 1.6 * 3 * tensor);
+  EXPECT_EQ(bytes_of({"causal_conv_silu_backward: taps"}),
+            256 * 4 * (256 / 32 + 2) * 4.0);  // a sum per strip, and the gradient
 }
 
 TEST(CausalConvCuda, TheOrderOfWarpsAndBlocksDoesNotMatter) {

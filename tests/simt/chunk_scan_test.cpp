@@ -3,197 +3,13 @@
 
 #include <cmath>
 #include <string>
-#include <vector>
 
-#include "kernels/kernels.h"
-#include "src/core/random.h"
-#include "tests/simt/device_memory.h"
-#include "tests/simt/emulator.h"
+#include "tests/simt/chunk_scan_problem.h"
 
 namespace attamba::simt {
 namespace {
 
-using kernels::ScanShape;
-using kernels::ScanWeights;
-using Vector = std::vector<double>;
-
-struct Weights {
-  Vector conv, a_log, d_skip, dt_bias, norm;
-};
-
-struct Problem {
-  ScanShape shape;
-  std::int64_t n = 0, rows = 0;
-  std::vector<std::int32_t> starts;
-  Weights weights;
-  Vector zxbcdt, dout;
-
-  std::int64_t channels() const { return shape.hidden + 2 * shape.groups * shape.state; }
-};
-
-/// Starts of rows from chunk lengths that are repeated over each sequence; no lengths: random ones, 15 on average.
-std::vector<std::int32_t> make_starts(std::int64_t sequences, std::int64_t n, const std::vector<std::int64_t>& lengths,
-                                      std::int64_t first_length) {
-  RandomStream random(11);
-  std::vector<std::int32_t> starts;
-  for (std::int64_t s = 0; s < sequences; ++s) {
-    std::size_t next = 0;
-    for (std::int64_t t = 0; t < n;) {
-      std::int64_t length = 1;
-      if (lengths.empty()) {
-        length += static_cast<std::int64_t>(std::abs(random.normal()) * 18);
-      } else {
-        length = t == 0 && first_length > 0 ? first_length : lengths[next++ % lengths.size()];
-      }
-      for (std::int64_t end = std::min(n, t + length), begin = t; t < end; ++t) {
-        starts.push_back(static_cast<std::int32_t>(s * n + begin));
-      }
-    }
-  }
-  return starts;
-}
-
-/// Values that bfloat16 represents exactly, so that every compute type gets the same problem.
-Vector normals(RandomStream& random, std::int64_t count, double scale, double mean = 0) {
-  Vector values(static_cast<std::size_t>(count));
-  for (double& value : values) {
-    value = static_cast<float>(bfloat16(static_cast<float>(mean + scale * random.normal())));
-  }
-  return values;
-}
-
-/// `a_log`: its mean. At -1 a state is gone after some ten tokens, at -5 it outlives hundreds.
-Problem make_problem(const ScanShape& shape, std::int64_t n, std::vector<std::int32_t> starts, bool bias, double a_log) {
-  RandomStream random(7);
-  Problem p;
-  p.shape = shape;
-  p.n = n;
-  p.rows = static_cast<std::int64_t>(starts.size());
-  p.starts = std::move(starts);
-  p.weights.conv = normals(random, p.channels() * shape.conv, shape.conv > 0 ? 1 / std::sqrt(shape.conv) : 1);
-  p.weights.a_log = normals(random, shape.heads, 1.0, a_log);
-  p.weights.d_skip = normals(random, shape.heads, 0.1, 1.0);
-  p.weights.dt_bias = bias ? normals(random, shape.heads, 0.5) : Vector();
-  p.weights.norm = normals(random, shape.hidden, 0.1, 1.0);
-  p.zxbcdt = normals(random, p.rows * shape.projection(), 1.0);
-  p.dout = normals(random, p.rows * shape.hidden, 1.0);
-  return p;
-}
-
-template <class T>
-T to_element(double value) {
-  if constexpr (std::is_same_v<T, bfloat16>) {
-    return bfloat16(static_cast<float>(value));
-  } else {
-    return static_cast<T>(value);
-  }
-}
-template <class T>
-double from_element(T value) {
-  if constexpr (std::is_same_v<T, bfloat16>) {
-    return static_cast<float>(value);
-  } else {
-    return static_cast<double>(value);
-  }
-}
-
-/// A tensor in the emulator's memory, which the CPU's kernels may use too.
-template <class T>
-struct Buffer {
-  DeviceMemory memory;
-  Tensor tensor;
-
-  Buffer(const Vector& from, const Shape& shape) : Buffer(shape) {
-    std::vector<T> values;
-    for (const double value : from) {
-      values.push_back(to_element<T>(value));
-    }
-    copy_to_device(memory.data(), values.data(), memory.size());
-  }
-  /// Not written yet.
-  explicit Buffer(const Shape& shape)
-      : memory(static_cast<std::size_t>(shape.elements()) * sizeof(T)), tensor{memory.data(), {kDTypeOf<T>, shape}} {
-    if (shape.elements() == 0) {
-      tensor.data = nullptr;
-    }
-  }
-  Vector get() const {
-    Vector to;
-    for (const T value : tensor.span<T>()) {
-      to.push_back(from_element(value));
-    }
-    return to;
-  }
-};
-
-template <class A>
-struct WeightBuffers {
-  Buffer<A> conv, a_log, d_skip, dt_bias, norm;
-  WeightBuffers(const Weights& w, const Problem& p)
-      : conv(w.conv, {p.channels(), p.shape.conv}),
-        a_log(w.a_log, {p.shape.heads}),
-        d_skip(w.d_skip, {p.shape.heads}),
-        dt_bias(w.dt_bias, {static_cast<std::int64_t>(w.dt_bias.size())}),
-        norm(w.norm, {p.shape.hidden}) {}
-  ScanWeights tensors() const { return {conv.tensor, a_log.tensor, d_skip.tensor, dt_bias.tensor, norm.tensor}; }
-  Weights get() const { return {conv.get(), a_log.get(), d_skip.get(), dt_bias.get(), norm.get()}; }
-};
-
-struct Result {
-  Vector out, dzxbcdt;
-  Weights gradients;
-};
-
-constexpr double kBefore = 0.5;  ///< gradients of weights start at this, to see that they are added to
-constexpr double kEps = 1e-5;
-
-/// Both directions by the kernels of `backend`.
-template <class T>
-Result run(const kernels::Backend& backend, Device device, const Problem& p, bool with_gradient) {
-  using A = Accumulator<T>;
-  const Buffer<T> zxbcdt(p.zxbcdt, {p.rows, p.shape.projection()}), dout(p.dout, {p.rows, p.shape.hidden});
-  const Buffer<T> out({p.rows, p.shape.hidden}), dzxbcdt({p.rows, p.shape.projection()});
-  const Buffer<std::int32_t> starts(Vector(p.starts.begin(), p.starts.end()), {p.rows});
-  const WeightBuffers<A> weights(p.weights, p);
-  Weights before = p.weights;
-  for (Vector* v : {&before.conv, &before.a_log, &before.d_skip, &before.dt_bias, &before.norm}) {
-    std::fill(v->begin(), v->end(), kBefore);
-  }
-  const WeightBuffers<A> gradients(before, p);
-  const DeviceMemory forward(backend.chunk_scan_workspace(zxbcdt.tensor.type, p.shape, p.n));
-  backend.chunk_scan({.device = device, .scratch = forward.span()}, out.tensor, zxbcdt.tensor, weights.tensors(), starts.tensor,
-                     p.shape, kEps, p.n);
-  if (!with_gradient) {
-    return {out.get(), {}, {}};
-  }
-  const DeviceMemory backward(backend.chunk_scan_backward_workspace(zxbcdt.tensor.type, p.shape, p.n));
-  backend.chunk_scan_backward({.device = device, .scratch = backward.span()}, dzxbcdt.tensor, gradients.tensors(), dout.tensor,
-                              zxbcdt.tensor, weights.tensors(), starts.tensor, p.shape, kEps, p.n);
-  return {out.get(), dzxbcdt.get(), gradients.get()};
-}
-
-kernels::Backend scans_of_cpu() {
-  kernels::Backend backend{};
-  backend.chunk_scan = kernels::cpu::chunk_scan;
-  backend.chunk_scan_backward = kernels::cpu::chunk_scan_backward;
-  backend.chunk_scan_workspace = kernels::cpu::chunk_scan_workspace;
-  backend.chunk_scan_backward_workspace = kernels::cpu::chunk_scan_backward_workspace;
-  return backend;
-}
-kernels::Backend scans_of_cuda() {
-  kernels::Backend backend{};
-  backend.chunk_scan = kernels::cuda::chunk_scan;
-  backend.chunk_scan_backward = kernels::cuda::chunk_scan_backward;
-  backend.chunk_scan_workspace = kernels::cuda::chunk_scan_workspace;
-  backend.chunk_scan_backward_workspace = kernels::cuda::chunk_scan_backward_workspace;
-  return backend;
-}
-
-template <class T>
-Result run_cuda(const Problem& p, std::uint64_t seed = 0, bool with_gradient = true) {
-  options().seed = seed;
-  return run<T>(scans_of_cuda(), Device::cuda, p, with_gradient);
-}
+using namespace chunk_scan;
 
 /// ||a - b|| / ||b||, both less `offset`.
 double distance(const Vector& a, const Vector& b, double offset = 0) {
@@ -234,33 +50,6 @@ void expect_close(const Problem& p, const Result& got, const Result& expected, c
   EXPECT_LT(distance(got.gradients.dt_bias, expected.gradients.dt_bias, kBefore), tolerance.dweights) << "ddt_bias";
   EXPECT_LT(distance(got.gradients.norm, expected.gradients.norm, kBefore), tolerance.dweights) << "dnorm";
 }
-
-struct Case {
-  const char* name;
-  ScanShape shape;
-  std::int64_t sequences, n;
-  std::vector<std::int64_t> lengths;
-  std::int64_t first = 0;  ///< length of the first chunk of a sequence; 0: as in `lengths`
-  bool bias = false;
-  double a_log = -1;  ///< its mean
-};
-void PrintTo(const Case& c, std::ostream* out) {
-  *out << c.name;
-}
-Problem problem_of(const Case& c) {
-  return make_problem(c.shape, c.n, make_starts(c.sequences, c.n, c.lengths, c.first), c.bias, c.a_log);
-}
-constexpr auto kNameOfCase = [](const auto& test) { return test.param.name; };
-
-constexpr ScanShape kSmall{.hidden = 32, .state = 8, .heads = 4, .groups = 1, .conv = 4};
-constexpr ScanShape kGroups{.hidden = 64, .state = 16, .heads = 4, .groups = 2, .conv = 4};
-constexpr ScanShape kOdd{.hidden = 21, .state = 5, .heads = 3, .groups = 3, .conv = 3};
-constexpr ScanShape kNoConv{.hidden = 32, .state = 8, .heads = 2, .groups = 1, .conv = 0};
-constexpr ScanShape kOneTap{.hidden = 16, .state = 40, .heads = 1, .groups = 1, .conv = 1};
-constexpr ScanShape kManyTaps{.hidden = 16, .state = 8, .heads = 2, .groups = 2, .conv = 7};
-constexpr ScanShape kPaper{.hidden = 256, .state = 32, .heads = 8, .groups = 1, .conv = 4};
-constexpr ScanShape kPaperLarge{.hidden = 256, .state = 128, .heads = 8, .groups = 1, .conv = 4};
-constexpr ScanShape kPaperGroups{.hidden = 256, .state = 32, .heads = 8, .groups = 2, .conv = 4};
 
 /// Kernels for every shape: float32 arithmetic, compute type only where activations are read and written.
 class ChunkScanPlain : public testing::TestWithParam<Case> {};
@@ -362,27 +151,6 @@ TEST(ChunkScanCuda, RangesAreSharedOutToAtMost512Blocks) {
   last.dout.assign(p.dout.begin() + first * p.shape.hidden, p.dout.end());
   const Result tail = run_cuda<bfloat16>(last, 0, false);
   EXPECT_EQ(tail.out, Vector(whole.out.begin() + first * p.shape.hidden, whole.out.end()));
-}
-
-/// Bytes that threads ask for, weights and tables too, against those of activations read and written once: zxbcdt and out, or
-/// zxbcdt, dout and dzxbcdt.
-TEST(ChunkScanCuda, FusedKernelsMoveLittleMoreThanTheirInputsAndOutputs) {
-  for (const std::int64_t first : {0, 3}) {
-    Problem p = problem_of({"", kPaper, 1, 1024, {8}, first, false});
-    p.shape.longest_chunk = 8;
-    reset_counters();
-    run_cuda<bfloat16>(p);
-    const auto per_token = [&](const char* kernel) {
-      const Counters c = counters(kernel);
-      EXPECT_GT(c.launches, 0) << "no kernel is called " << kernel;
-      return static_cast<double>(c.global_loaded + c.global_stored + c.copied_async) / static_cast<double>(p.rows);
-    };
-    const double inputs = 2.0 * static_cast<double>(p.shape.projection()), outputs = 2.0 * static_cast<double>(p.shape.hidden);
-    RecordProperty("forward_bytes_per_token", std::to_string(per_token("chunk_scan")));
-    RecordProperty("backward_bytes_per_token", std::to_string(per_token("chunk_scan_backward")));
-    EXPECT_LT(per_token("chunk_scan"), 1.5 * (inputs + outputs)) << first;
-    EXPECT_LT(per_token("chunk_scan_backward"), 1.5 * (2 * inputs + outputs)) << first;
-  }
 }
 
 TEST(ChunkScanCuda, WindowsOfSequencesDoNotMix) {

@@ -57,14 +57,26 @@ Counters& counters_of(const std::string& kernel) {
   return all_counters()[kernel];
 }
 
+std::map<LaunchShape, std::int64_t>& all_launches() {
+  static std::map<LaunchShape, std::int64_t> launches;
+  return launches;
+}
+
+const std::map<LaunchShape, std::int64_t>& launches() {
+  return all_launches();
+}
+
 }  // namespace attamba::simt
 
 namespace attamba::kernels::cuda {
 
-void emulate(const char* name, void* stream, const Grid& grid, std::function<void()> body) {
-  simt::run_on(static_cast<simt::EmulatedStream*>(stream), [name = std::string(name), grid, body = std::move(body)] {
+void emulate(const char* name, const void* kernel, void* stream, const Grid& grid, std::function<void()> body) {
+  simt::run_on(static_cast<simt::EmulatedStream*>(stream), [name = std::string(name), kernel, grid, body = std::move(body)] {
     static std::mutex one_at_a_time;
     const std::lock_guard lock(one_at_a_time);
+    if (kernel != nullptr) {
+      ++simt::all_launches()[{kernel, grid.x, grid.y, grid.z, grid.threads, grid.shared_bytes}];
+    }
     simt::machine.run(name, grid, body);
   });
 }

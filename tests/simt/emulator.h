@@ -11,7 +11,10 @@
 // After an error the emulator is as usable as before; memory holds what the kernel had stored until then.
 #pragma once
 
+#include <compare>
+#include <cstddef>
 #include <cstdint>
+#include <map>
 #include <string>
 
 namespace attamba::simt {
@@ -43,5 +46,17 @@ Counters counters(const std::string& kernel);
 /// Over all kernels.
 Counters total_counters();
 void reset_counters();
+
+/// A kernel's function and the grid that it was launched on.
+struct LaunchShape {
+  const void* kernel = nullptr;
+  std::int64_t x = 1, y = 1, z = 1;
+  int threads = 0;
+  std::size_t shared_bytes = 0;
+
+  auto operator<=>(const LaunchShape&) const = default;
+};
+/// How often launch_kernel has launched what since the process began.
+const std::map<LaunchShape, std::int64_t>& launches();
 
 }  // namespace attamba::simt

@@ -185,7 +185,7 @@ TEST(Emulator, RecordsWhatAStreamCaptures) {
   EmulatedStream stream;
   const Global<std::uint32_t> x(std::vector<std::uint32_t>{1, 0});
   const auto add = [&](std::uint32_t value) {
-    kernels::cuda::emulate("add", &stream, {.threads = 1}, [=, p = x.data()] { store(p, load(p) + value); });
+    kernels::cuda::emulate("add", nullptr, &stream, {.threads = 1}, [=, p = x.data()] { store(p, load(p) + value); });
   };
   add(1);
   stream.finish();

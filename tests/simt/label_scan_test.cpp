@@ -142,6 +142,14 @@ TEST(LabelScanCudaOrder, OfWarpsAndBlocksDoesNotMatter) {
   expect_same_in_any_order([&] { return run_cuda(p).gradients.a_log; });
 }
 
+/// The kernels are those of the plain scan; one more writes the start of the chunk that all rows are.
+TEST(LabelScanCudaCounts, StartsAreWrittenOncePerPass) {
+  const Problem p = make_problem(DType::float32, {"", kSmall, 1, 130, 4});
+  reset_counters();
+  run_cuda(p);
+  EXPECT_EQ(bytes_of({"label_scan one_chunk"}), 2 * 130 * 4);
+}
+
 TEST(LabelScanCudaErrors, DoublePrecisionIsAUsageError) {
   const TensorType type{DType::float64, {4, kSmall.projection()}};
   EXPECT_THROW(cuda::label_scan_workspace(type, kSmall), UsageError);

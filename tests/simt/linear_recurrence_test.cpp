@@ -127,6 +127,7 @@ INSTANTIATE_TEST_SUITE_P(, LinearRecurrence,
                          testing::Values(Case{"plain", RecurrenceForm::plain, 2, 150, 132, {0}},
                                          Case{"plainOddColumns", RecurrenceForm::plain, 1, 70, 37, {0, 33}},
                                          Case{"minGru", RecurrenceForm::min_gru, 2, 129, 128, {0, 64, 65, 100}},
+                                         Case{"minGruOddColumns", RecurrenceForm::min_gru, 1, 70, 37, {0, 33}},
                                          Case{"rgLru", RecurrenceForm::rg_lru, 2, 100, 96, {0, 1, 31}},
                                          Case{"rgLruOddColumns", RecurrenceForm::rg_lru, 1, 65, 33, {0, 64}},
                                          Case{"oneRow", RecurrenceForm::min_gru, 3, 1, 4, {0}}),
@@ -141,12 +142,18 @@ TEST(LinearRecurrenceCuda, TheOrderOfWarpsAndBlocksDoesNotMatter) {
 
 /// Inputs, results and little more: chunk starts, once per piece of columns.
 TEST(LinearRecurrenceCuda, ReadsAndWritesEachByteOnce) {
-  const Problem p = make_problem({"", RecurrenceForm::rg_lru, 1, 256, 256, {0}}, DType::bfloat16);
   const double tensor = 256 * 256 * 2;
-  reset_counters();
-  run_cuda(p);
-  EXPECT_LT(bytes_of({"linear_recurrence"}), 1.05 * 4 * tensor);
-  EXPECT_LT(bytes_of({"linear_recurrence_backward", "linear_recurrence_backward: rates"}), 1.05 * 8 * tensor);
+  for (const RecurrenceForm form : {RecurrenceForm::plain, RecurrenceForm::min_gru, RecurrenceForm::rg_lru}) {
+    const Problem p = make_problem({"", form, 1, 256, 256, {0}}, DType::bfloat16);
+    const bool all = form == RecurrenceForm::rg_lru;
+    reset_counters();
+    run_cuda(p);
+    EXPECT_LT(bytes_of({"linear_recurrence"}), 1.05 * (all ? 4 : 3) * tensor);
+    EXPECT_LT(bytes_of({"linear_recurrence_backward"}), 1.05 * (all ? 8 : 6) * tensor);
+    if (all) {  // a sum per sequence and column, and the rate and its gradient
+      EXPECT_EQ(bytes_of({"linear_recurrence_backward: rates"}), 4.0 * (256 + 3 * 128));
+    }
+  }
 }
 
 TEST(LinearRecurrenceCuda, Float64IsRefused) {

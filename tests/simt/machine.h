@@ -176,6 +176,7 @@ class Machine {
 extern Machine machine;
 
 Counters& counters_of(const std::string& kernel);
+std::map<LaunchShape, std::int64_t>& all_launches();
 std::string name_of(WarpFunction function);
 /// Computes the function for all lanes of a warp (warp_functions.cpp).
 void compute(WarpFunction function, Warp& warp, Thread* lane0, const Site& site);

@@ -19,7 +19,7 @@ namespace attamba::simt {
 using kernels::cuda::Grid;
 
 inline void run(const Grid& grid, const std::function<void()>& body) {
-  kernels::cuda::emulate("small_kernel", nullptr, grid, body);
+  kernels::cuda::emulate("small_kernel", nullptr, nullptr, grid, body);
 }
 
 /// Device memory of `count` elements, written by the host when there are values.

@@ -318,6 +318,15 @@ TEST(UpdateOnTheEmulator, SumsTouchEachByteOnce) {
   EXPECT_EQ(bytes_of({"add_to_fixed_point"}), 24 * elements);
   cuda::fixed_point_to_float(device_launch(), gradient, sums, integers({0}));
   EXPECT_LT(bytes_of({"fixed_point_to_float"}), 1.02 * 20 * elements);  // each thread asks whether sums are poisoned
+  cuda::accumulate_loss(device_launch(), integers({0, 0}), gradient);
+  EXPECT_EQ(bytes_of({"accumulate_loss"}), 4 * elements);
+  const DeviceTensor digits(DType::int64, {kernels::kSquareDigits}), norm(DType::float64, {1});
+  const Tensor gradients[] = {gradient};
+  const TensorType types[] = {gradient.tensor().type};
+  cuda::square_digits(device_launch(cuda::square_digits_workspace(types)), digits, gradients);
+  EXPECT_LT(bytes_of({"square_digits"}), 1.005 * 4 * elements);
+  cuda::square_digits_to_float(device_launch(), norm, digits);
+  EXPECT_EQ(bytes_of({"square_digits_to_float"}), 8.0 * (kernels::kSquareDigits + 1));
 }
 
 TEST(UpdateOnTheEmulator, Float64IsRefused) {

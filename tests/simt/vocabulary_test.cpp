@@ -137,7 +137,11 @@ TEST_P(Vocabulary, EmbeddingTouchesEachByteOnce) {
   cuda::embedding(device_launch(), dout, table, tokens);
   EXPECT_LT(bytes_of({"embedding"}), 1.13 * 2 * row * count);
   embedding_gradient(dout, tokens, vocabulary);
-  // Sorting comes on top: it reads tokens only, again and again from the cache.
+  // Sorting comes on top: it reads tokens only, again and again from the cache. Tiles of 512 are written with the rows that
+  // they are from; merging them reads and writes both, and searches each other tile for each token.
+  const double tiles = count / 512.0, steps = 10;
+  EXPECT_EQ(bytes_of({"embedding_backward: sort_tiles"}), 12.0 * count);
+  EXPECT_LE(bytes_of({"embedding_backward: merge_tiles"}), (16 + 4 * steps * (tiles - 1)) * count);
   EXPECT_LT(bytes_of({"embedding_backward: sum_runs", "embedding_backward: join_runs"}),
             1.15 * (row * count + 8.0 * width * distinct));
 }

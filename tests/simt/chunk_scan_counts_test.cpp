@@ -1,0 +1,150 @@
+// Bytes and matrix instructions of the CUDA scan, against the least that it needs.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <string>
+#include <vector>
+
+#include "tests/simt/chunk_scan_problem.h"
+#include "tests/simt/kernel_support.h"
+
+namespace attamba::simt {
+namespace {
+
+using namespace chunk_scan;
+
+constexpr std::int64_t kLongestWalk = 192;  ///< rows of chunks that a block walks alone
+
+/// Bytes that threads ask for, weights and tables too, against those of activations read and written once: zxbcdt and out, or
+/// zxbcdt, dout and dzxbcdt.
+TEST(ChunkScanCounts, FusedKernelsMoveLittleMoreThanTheirInputsAndOutputs) {
+  for (const std::int64_t first : {0, 3}) {
+    Problem p = problem_of({"", kPaper, 1, 1024, {8}, first, false});
+    p.shape.longest_chunk = 8;
+    reset_counters();
+    run_cuda<bfloat16>(p);
+    const auto per_token = [&](const char* kernel) { return bytes_of({kernel}) / static_cast<double>(p.rows); };
+    const double inputs = 2.0 * static_cast<double>(p.shape.projection()), outputs = 2.0 * static_cast<double>(p.shape.hidden);
+    RecordProperty("forward_bytes_per_token", std::to_string(per_token("chunk_scan")));
+    RecordProperty("backward_bytes_per_token", std::to_string(per_token("chunk_scan_backward")));
+    EXPECT_LT(per_token("chunk_scan"), 1.5 * (inputs + outputs)) << first;
+    EXPECT_LT(per_token("chunk_scan_backward"), 1.5 * (2 * inputs + outputs)) << first;
+  }
+}
+
+/// Matrix instructions, of 16 x 8 x 16 products each, that the scan needs. `pairs`: blocks of 16 x 16 rows with pairs that
+/// share a chunk. `crossings`: strips of 16 rows of tiles that a chunk leaves for the next tile, or enters from it, which are
+/// as many.
+struct LeastProducts {
+  double forward, backward;
+
+  /// Of each pair C B^T for every group and M X for all heads; backwards these again, dY X^T, M^T dY, and of the scores'
+  /// gradient dB and dC. Of each crossing the state that the strip adds and what it takes from one, C S; backwards these again,
+  /// and the products that make dX, dB, dC and the state's gradient: all of them E by N per row.
+  LeastProducts(const ScanShape& s, double pairs, double crossings) {
+    const double scores = static_cast<double>(s.groups * s.state) / 8, rows = static_cast<double>(s.hidden) / 8;
+    const double state = static_cast<double>(s.hidden * s.state) / 128;
+    forward = pairs * (scores + rows) + 2 * crossings * state;
+    backward = pairs * (3 * scores + 3 * rows) + 6 * crossings * state;
+  }
+};
+
+/// A tile of 48 rows has six blocks of pairs where one chunk fills it. Halves of the heads make their group's scores each for
+/// themselves, backwards twice, and their halves of dB and dC: with one group, and more so with large states, that is what
+/// comes on top. Where walks are shared out, Y is made once more for the states' gradients.
+TEST(ChunkScanCounts, FusedKernelsMultiplyLittleMoreThanTheScanNeeds) {
+  struct Work {
+    const char* name;
+    std::int64_t n, chunk;
+    double pairs, crossings;
+  };
+  struct Bound {
+    ScanShape shape;
+    double forward, backward;
+  };
+  for (const auto& [shape, most_forward, most_backward] :
+       {Bound{kPaper, 1.12, 1.19}, Bound{kPaperGroups, 1, 1.07}, Bound{kPaperLarge, 1.34, 1.56}}) {
+    for (const auto& [name, n, chunk, pairs, crossings] :
+         {Work{"chunks of 8", 96, 8, 6, 0}, Work{"one walk", 192, 192, 4 * 6, 3 * 3},
+          Work{"shared out", 240, 240, 5 * 6, 4 * 3}}) {
+      const Problem p = problem_of({"", shape, 1, n, {chunk}});
+      const LeastProducts least(shape, pairs, crossings);
+      reset_counters();
+      run_cuda<bfloat16>(p, 0, false);
+      const auto forward = static_cast<double>(total_counters().matrix_products);
+      run_cuda<bfloat16>(p);
+      const double backward = static_cast<double>(total_counters().matrix_products) - 2 * forward;
+      const std::string which = concat(name, ", N = ", shape.state, ", G = ", shape.groups);
+      RecordProperty(which + ", forward", std::to_string(forward / least.forward));
+      RecordProperty(which + ", backward", std::to_string(backward / least.backward));
+      EXPECT_GE(forward, least.forward) << which;
+      EXPECT_GE(backward, least.backward) << which;
+      EXPECT_LE(forward, most_forward * least.forward) << which;
+      EXPECT_LE(backward, (n > kLongestWalk ? std::max(1.31, most_backward) : most_backward) * least.backward) << which;
+    }
+  }
+}
+
+/// Of walks that are shared out, per token. A state lies in memory once per tile of 48 rows; whoever multiplies by it reads it
+/// for each of the tile's three strips, from the cache: the forward kernel once, the backward kernel four times, and twice more
+/// for the gradient of the tile's decay.
+TEST(ChunkScanCounts, SharedWalksMoveLittleMoreThanTheirInputsOutputsAndStates) {
+  for (const ScanShape& shape : {kPaper, kPaperGroups, kPaperLarge}) {
+    const Problem p = problem_of({"", shape, 1, 480, {480}});
+    reset_counters();
+    run_cuda<bfloat16>(p);
+    const auto per_token = [&](const char* kernel) { return bytes_of({kernel}) / static_cast<double>(p.rows); };
+    const double inputs = 2.0 * static_cast<double>(shape.projection()), outputs = 2.0 * static_cast<double>(shape.hidden);
+    const double channels = static_cast<double>(p.channels()), state = static_cast<double>(shape.hidden * shape.state) * 4 / 48;
+    const double products = 4.0 * 2 * 2 * 2 * static_cast<double>(shape.state);  // dB's and dC's, of both halves, in and out
+    // Both passes make the states, and sum them up, which also asks each range for a walk.
+    EXPECT_LT(per_token("chunk_scan: states"), 1.5 * 2 * (2 * channels + state)) << shape.state;
+    EXPECT_LT(per_token("chunk_scan: pass"), 1.35 * 2 * (2 * state)) << shape.state;
+    EXPECT_LT(per_token("chunk_scan"), 1.2 * (inputs + outputs + 3 * state)) << shape.state;
+    EXPECT_LT(per_token("chunk_scan_backward: gradients"), 1.15 * (inputs + outputs + 3 * state + state)) << shape.state;
+    EXPECT_LT(per_token("chunk_scan_backward: pass"), 1.35 * 2 * state) << shape.state;
+    EXPECT_LT(per_token("chunk_scan_backward"), 1.15 * (2 * inputs + outputs + 14 * state + products)) << shape.state;
+    // Three rows of each tile: what is there, what one to three rows of the next tile add by as many taps, and the result.
+    EXPECT_LT(per_token("chunk_scan_backward: edges"), 1.2 * (3 * 4 + 6 * 8 + 3 * 2) * channels / 48) << shape.state;
+    // A partial sum per range of 32 rows; the sum is added to the gradient.
+    const double weights = 4 * channels + static_cast<double>(shape.hidden + 3 * shape.heads);
+    EXPECT_LE(per_token("chunk_scan sum_partials"), 4 * weights * (480 / 32 + 2) / 480) << shape.state;
+  }
+}
+
+/// The kernels for every shape read from the cache whatever they multiply. Per token, in float32, from the definition: `taps`
+/// of the convolution and `pairs` of rows that lie in the token's chunk, on average.
+TEST(ChunkScanCounts, PlainKernelsReadWhatTheyMultiply) {
+  const double E = 256, N = 32, Hs = 8, channels = E + 2 * N;
+  struct Kernel {
+    const char* name;
+    double least, most;  ///< most: times the least
+  };
+  const auto check = [&](std::int64_t chunk, const std::vector<Kernel>& kernels) {
+    const Problem p = problem_of({"", kPaper, 1, 256, {chunk}});
+    reset_counters();
+    run_cuda<float>(p);
+    for (const auto& [name, least, most] : kernels) {
+      const std::string kernel = std::string("chunk_scan ") + name;
+      const double launches = static_cast<double>(counters(kernel).launches);
+      EXPECT_LE(bytes_of({kernel.c_str()}) / launches, most * least * static_cast<double>(p.rows)) << kernel;
+    }
+  };
+  const double taps = (1 + 2 + 3 + 5 * 4) / 8.0, pairs = (1 + 8) / 2.0;
+  check(8, {{"activate", channels * (8 * taps + 4), 1.2},
+            {"mix", Hs * pairs * 8 * N + pairs * 4 * E + 4 * E, 1.03},
+            {"gate_and_norm", E * (2 * 8 + 4 + 4), 1.01},
+            {"gate_and_norm_backward", E * (2 * 12 + 2 * 4 + 2 * 4), 1.01},
+            {"scan_gradient", pairs * (12 * E + 16 * N) + 4 * channels, 1.15},
+            {"activate_backward", channels * (8 * taps + 8), 1.2},
+            {"convolve_backward", channels * (16 * taps + 4), 1.6},
+            {"sum_partials", 4 * (4 * channels + E + 3 * Hs) * (4 + 2) / 256, 1.01}});
+  // One chunk of four tiles: three pass a state on, in which every element is a sum over the tile's rows.
+  check(256, {{"tile_state", (8 + 4 / 64.0) * N * E * 3 / 4, 1.02},
+              {"sum_states", 16 * N * E * 3 / 256, 1.01},
+              {"entry_gradient", (8 + 4 / 64.0) * N * E * 3 / 4, 1.02},
+              {"sum_state_gradients", 16 * N * E * 3 / 256, 1.01}});
+}
+
+}  // namespace
+}  // namespace attamba::simt

@@ -31,7 +31,7 @@ struct Sizes {
 
   Sizes(const TensorType& q, const TensorType& k, std::int64_t sequence_length) {
     check_attention_shapes(q, k, sequence_length);
-    dispatch_compute(q.dtype, "attention", []<class T>() {});
+    dispatch_compute(q.dtype, "attention", [&]<class T>() {});
     require<UsageError>(q.shape[2] <= kMaxHeadSize, "attention: head size ", q.shape[2], ", CUDA kernels reach ", kMaxHeadSize);
     require<UsageError>(q.shape.rows() < (std::int64_t{1} << 31) && q.shape[1] * q.shape[2] < (std::int64_t{1} << 31),
                         "attention: q ", q, " has 2^31 rows, or elements of a token, or more");

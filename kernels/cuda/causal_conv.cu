@@ -5,6 +5,7 @@
 #include "kernels/cuda/arguments.h"
 #include "kernels/cuda/launch_kernel.h"
 #include "kernels/device/activations.h"
+#include "kernels/device/block.h"
 #include "kernels/device/elements.h"
 
 namespace attamba::kernels::cuda {
@@ -180,18 +181,17 @@ causal_conv_backward_kernel(T* dx, float* sums, const T* dout, const T* from, co
   }
 }
 
-ATTAMBA_KERNEL(kThreads, 4)
+constexpr int kReduceWarps = 16;
+
+/// dweight [columns, taps] += the sums of the strips [strips, taps, columns], taps counted from the row itself.
+ATTAMBA_KERNEL(kReduceWarps* kWarp, 2)
 causal_conv_taps_kernel(float* dweight, const float* sums, int strips, Extents e) {
-  const int i = block_x() * kThreads + thread_index(), column = i % e.columns, j = i / e.columns;
-  if (j >= e.taps) {
-    return;
+  const int i = block_x() * kWarp + lane_index(), size = e.taps * e.columns;
+  const float sum = column_sum<kReduceWarps>(sums, strips, size, i, SharedMemory().take<float>(kReduceWarps * kWarp));
+  if (warp_index() == 0 && i < size) {
+    float* const to = dweight + i % e.columns * e.taps + e.taps - 1 - i / e.columns;
+    store(to, load(to) + sum);
   }
-  float sum = 0;
-  for (int strip = 0; strip < strips; ++strip) {
-    sum += load(sums + (static_cast<std::int64_t>(strip) * e.taps + j) * e.columns + column);
-  }
-  float* const to = dweight + column * e.taps + e.taps - 1 - j;
-  store(to, load(to) + sum);
 }
 
 /// Calls body.operator()<T, kWidth>(extents, grid) with the width that the tensors' alignment allows.
@@ -235,13 +235,16 @@ void causal_conv_silu_backward(const Launch& launch, const Tensor& dx, const Ten
   require_type(dweight, weight.type, kName, "dweight");
   const auto strips = static_cast<int>(ceil_div(x.shape().rows(), kStrip));
   auto* const sums = ScratchAllocator(launch).take<float>(static_cast<std::size_t>(strips * weight.elements()));
-  dispatch_columns(
-      kName, x, weight, {dx.data, dout.data, x.data}, [&]<class T, int kWidth>(const Extents& e, const Grid& grid) {
-        launch_kernel(kName, causal_conv_backward_kernel<T, kWidth>, launch, grid, elements_of<T>(dx), sums,
-                      elements_of<T>(dout), elements_of<T>(x), weight.as<float>(), starts.as<std::int32_t>(), e);
-        launch_kernel("causal_conv_silu_backward: taps", causal_conv_taps_kernel, launch,
-                      {.x = ceil_div(weight.elements(), kThreads), .threads = kThreads}, dweight.as<float>(), sums, strips, e);
-      });
+  dispatch_columns(kName, x, weight, {dx.data, dout.data, x.data},
+                   [&]<class T, int kWidth>(const Extents& e, const Grid& grid) {
+                     launch_kernel(kName, causal_conv_backward_kernel<T, kWidth>, launch, grid, elements_of<T>(dx), sums,
+                                   elements_of<T>(dout), elements_of<T>(x), weight.as<float>(), starts.as<std::int32_t>(), e);
+                     launch_kernel("causal_conv_silu_backward: taps", causal_conv_taps_kernel, launch,
+                                   {.x = ceil_div(weight.elements(), kWarp),
+                                    .threads = kReduceWarps * kWarp,
+                                    .shared_bytes = SharedMemory::bytes_of<float>(kReduceWarps * kWarp)},
+                                   dweight.as<float>(), sums, strips, e);
+                   });
 }
 
 }  // namespace attamba::kernels::cuda

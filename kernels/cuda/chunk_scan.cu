@@ -21,7 +21,7 @@ Sizes whole_batch(const Tensor& zxbcdt, const ScanShape& shape, double eps) {
 template <class T, class Body>
 void for_windows(const Launch& launch, const Tensor& zxbcdt, const ScanWeights& weights, const Tensor& starts,
                  const ScanShape& shape, double eps, std::int64_t sequence_length, bool backward, const Body& body) {
-  const std::int64_t rows = zxbcdt.shape().rows(), window = window_rows(rows, sequence_length);
+  const std::int64_t rows = zxbcdt.shape().rows(), window = window_rows(shape, rows, sequence_length);
   const Inputs<T> whole = make_inputs<T>(zxbcdt, weights, starts.as<std::int32_t>(), nullptr, shape);
   Sizes s = make_sizes(shape, eps);
   for (std::int64_t first = 0; first < rows; first += window) {

@@ -71,11 +71,21 @@ sum_states(Sizes s, Inputs<T> in, Memory m) {
     return;
   }
   float state = 0;
-  for (int tile = 1; tile < s.tiles(); ++tile) {
-    if (chunk_start(s, in, tile * kTile) < tile * kTile) {
-      float* slot = m.states + static_cast<std::int64_t>(tile) * s.state_size() + i;
-      state = load(slot) + load(m.decays + tile * s.heads + head) * state;
-      store(slot, state);
+  for (int first = 1; first < s.tiles(); first += kAhead) {
+    float added[kAhead], decay[kAhead];
+    bool enters[kAhead];
+#pragma unroll
+    for (int a = 0; a < kAhead; ++a) {
+      enters[a] = enters_tile(s, in, first + a);
+      added[a] = enters[a] ? load(state_element(s, m.states, first + a, i)) : 0.0f;
+      decay[a] = enters[a] ? load(m.decays + (first + a) * s.heads + head) : 0.0f;
+    }
+#pragma unroll
+    for (int a = 0; a < kAhead; ++a) {
+      if (enters[a]) {
+        state = added[a] + decay[a] * state;
+        store(state_element(s, m.states, first + a, i), state);
+      }
     }
   }
 }
@@ -137,14 +147,14 @@ gate_and_norm(Sizes s, Inputs<T> in, Memory m, T* out) {
   }
 }
 
-ATTAMBA_KERNEL(kThreads, 1) sum_partials(Sizes s, const float* partials, WeightGradients gradients, int count) {
-  int i = block_x() * kThreads + thread_index();
-  if (i >= s.partial_size()) {
+constexpr int kReduceWarps = 16;
+
+ATTAMBA_KERNEL(kReduceWarps* kWarp, 2) sum_partials(Sizes s, const float* partials, WeightGradients gradients, int count) {
+  int i = block_x() * kWarp + lane_index();
+  const float sum =
+      column_sum<kReduceWarps>(partials, count, s.partial_size(), i, SharedMemory().take<float>(kReduceWarps * kWarp));
+  if (warp_index() != 0) {
     return;
-  }
-  float sum = 0;
-  for (int p = 0; p < count; ++p) {
-    sum += load(partials + static_cast<std::int64_t>(p) * s.partial_size() + i);
   }
   // One piece after another: an array of pointers, indexed by a number, would lie in local memory.
   float* to = nullptr;
@@ -180,14 +190,15 @@ Sizes make_sizes(const ScanShape& shape, double eps) {
   return s;
 }
 
-std::int64_t window_rows(std::int64_t rows, std::int64_t sequence_length) {
-  constexpr std::int64_t kWanted = 4096;
-  return std::min(rows, std::max<std::int64_t>(1, kWanted / sequence_length) * sequence_length);
+std::int64_t window_rows(const ScanShape& shape, std::int64_t rows, std::int64_t sequence_length) {
+  constexpr std::int64_t kWantedBlocks = 256, kFewest = 4096;
+  const std::int64_t wanted = std::max(kFewest, kWantedBlocks * kTile / shape.groups);
+  return std::min(rows, std::max<std::int64_t>(1, wanted / sequence_length) * sequence_length);
 }
 
 std::size_t plain_workspace(const ScanShape& shape, std::int64_t rows, std::int64_t sequence_length, bool backward) {
   Sizes s = make_sizes(shape, 0);
-  s.rows = static_cast<int>(window_rows(rows, sequence_length));
+  s.rows = static_cast<int>(window_rows(shape, rows, sequence_length));
   std::size_t bytes = 0;
   make_memory(s, backward, [&](std::size_t count) {
     bytes += ScratchAllocator::aligned_bytes<float>(count);
@@ -219,7 +230,9 @@ void plain_forward(const Launch& launch, T* out, const Sizes& s, const Inputs<T>
 
 void add_partials(const Launch& launch, const WeightGradients& gradients, const Sizes& s, const float* partials,
                   std::int64_t count) {
-  const Grid grid{.x = (s.partial_size() + kThreads - 1) / kThreads, .threads = kThreads};
+  const Grid grid{.x = (s.partial_size() + kWarp - 1) / kWarp,
+                  .threads = kReduceWarps * kWarp,
+                  .shared_bytes = SharedMemory::bytes_of<float>(kReduceWarps * kWarp)};
   launch_kernel("chunk_scan sum_partials", sum_partials, launch, grid, s, partials, gradients, static_cast<int>(count));
 }
 

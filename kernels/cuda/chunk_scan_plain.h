@@ -73,8 +73,9 @@ Memory make_memory(const Sizes& s, bool backward, const Take& take) {
   return m;
 }
 
-/// Most rows of a window of a problem with `rows` rows: whole sequences, about 4096 rows.
-std::int64_t window_rows(std::int64_t rows, std::int64_t sequence_length);
+/// Most rows of a window of a problem with `rows` rows: whole sequences, about 4096 rows, or as many as keep a GPU busy where
+/// a block takes all heads of a group.
+std::int64_t window_rows(const ScanShape& shape, std::int64_t rows, std::int64_t sequence_length);
 std::size_t plain_workspace(const ScanShape& shape, std::int64_t rows, std::int64_t sequence_length, bool backward);
 
 /// Fills active, delta, y and, where chunks cross tiles, the states.
@@ -241,6 +242,17 @@ ATTAMBA_DEVICE float dot(const float* a, int a_step, const float* b, int b_step,
   return sum;
 }
 
+/// Sums along a chunk read so many tiles ahead: one at a time, each would wait for the one before.
+constexpr int kAhead = 8;
+/// Whether a chunk goes on in a tile of the window.
+template <class T>
+ATTAMBA_DEVICE bool enters_tile(const Sizes& s, const Inputs<T>& in, int tile) {
+  return tile > 0 && tile < s.tiles() && chunk_start(s, in, tile * kTile) < tile * kTile;
+}
+/// Element i of the state at the entry of a tile.
+ATTAMBA_DEVICE float* state_element(const Sizes& s, float* states, int tile, int i) {
+  return states + static_cast<std::int64_t>(tile) * s.state_size() + i;
+}
 /// One head's state at the entry of a tile.
 ATTAMBA_DEVICE float* head_state(const Sizes& s, float* states, int tile, int head) {
   return states + static_cast<std::int64_t>(tile) * s.state_size() + static_cast<std::int64_t>(head) * s.state * s.head;

@@ -82,14 +82,22 @@ sum_state_gradients(Sizes s, Inputs<T> in, Memory m) {
     return;
   }
   float gradient = 0, decay = 0;
-  for (int tile = s.tiles() - 1; tile > 0; --tile) {
-    if (chunk_start(s, in, tile * kTile) < tile * kTile) {
-      float* slot = m.dstates + static_cast<std::int64_t>(tile) * s.state_size() + i;
-      gradient = load(slot) + decay * gradient;
-      store(slot, gradient);
-      decay = load(m.decays + tile * s.heads + head);
-    } else {
-      gradient = decay = 0;
+  for (int last = s.tiles() - 1; last > 0; last -= kAhead) {
+    float added[kAhead], decays[kAhead];
+    bool enters[kAhead];
+#pragma unroll
+    for (int a = 0; a < kAhead; ++a) {
+      enters[a] = enters_tile(s, in, last - a);
+      added[a] = enters[a] ? load(state_element(s, m.dstates, last - a, i)) : 0.0f;
+      decays[a] = enters[a] ? load(m.decays + (last - a) * s.heads + head) : 0.0f;
+    }
+#pragma unroll
+    for (int a = 0; a < kAhead; ++a) {
+      gradient = added[a] + decay * gradient;
+      decay = decays[a];
+      if (enters[a]) {
+        store(state_element(s, m.dstates, last - a, i), gradient);
+      }
     }
   }
 }
@@ -190,31 +198,70 @@ ATTAMBA_DEVICE void state_terms(const Sizes& s, const Memory& m, const Steps& st
   }
 }
 
-/// One thread: from d delta and the terms of dl to ddt and the head's partial gradients.
+/// Sum over the rows of t's chunk from t on, t being `part`'s row of the lane; `rest` what follows the part's last row.
+ATTAMBA_DEVICE float chunk_suffix(const Steps& steps, const float* values, int t, float rest) {
+  const int lane = lane_index(), next = t - lane + kWarp;
+  const auto goes_on = [&](int row) { return row < steps.rows && load(steps.start + row) <= t; };
+  float sum = t < steps.rows ? load(values + t) : 0.0f;
+#pragma unroll
+  for (int step = 1; step < kWarp; step *= 2) {
+    const float later = shuffle_down(sum, step);
+    sum += lane + step < kWarp && goes_on(t + step) ? later : 0.0f;
+  }
+  return sum + (goes_on(next) ? rest : 0.0f);
+}
+
+/// Sum over the rows before t, of which `before` are those before the lanes' first one.
+ATTAMBA_DEVICE float prefix(float value, float before) {
+  const int lane = lane_index();
+  float sum = value;
+#pragma unroll
+  for (int step = 1; step < kWarp; step *= 2) {
+    const float earlier = shuffle_up(sum, step);
+    sum += lane >= step ? earlier : 0.0f;
+  }
+  const float own = shuffle_up(sum, 1);
+  return before + (lane > 0 ? own : 0.0f);
+}
+
+/// One warp: from d delta and the terms of dl to ddt and the head's partial gradients.
 template <class T>
 ATTAMBA_DEVICE void step_gradient(const Sizes& s, const Inputs<T>& in, int head, float whole, const Steps& steps,
                                   const Pairs& pairs, T* dzxbcdt, float* partial) {
-  float later = 0;
-  for (int t = steps.rows - 1; t >= 0; --t) {
-    later = t + 1 < steps.rows && load(steps.start + t + 1) > t ? 0.0f : later;
-    later += load(pairs.dlog + t);
-    store(pairs.dlog + t, later + (load(steps.start + t) < 0 ? whole : 0.0f));
+  constexpr int kParts = kTile / kWarp;
+  const int lane = lane_index();
+  float later[kParts];
+#pragma unroll
+  for (int part = kParts - 1; part >= 0; --part) {
+    const float rest = part + 1 < kParts ? shuffle(later[part + 1 < kParts ? part + 1 : part], 0) : 0.0f;
+    later[part] = chunk_suffix(steps, pairs.dlog, part * kWarp + lane, rest);
   }
   const float rate = -exp(load(in.a_log + head));
   float before = 0, skip = 0, rate_sum = 0, bias_sum = 0;
-  for (int t = 0; t < steps.rows; ++t) {
-    const float dlog = load(pairs.dlog + t) + before;
-    before += load(pairs.terms + t);
-    const float ddt = (load(pairs.ddelta + t) + rate * dlog) * sigmoid(input_step(s, in, steps.begin + t, head));
-    store(dzxbcdt + static_cast<std::int64_t>(steps.begin + t) * s.projection + s.projection - s.heads + head,
-          from_float<T>(ddt));
-    skip += load(pairs.skip + t);
-    rate_sum += load(steps.delta + t) * dlog;
-    bias_sum += ddt;
+#pragma unroll
+  for (int part = 0; part < kParts; ++part) {
+    const int t = part * kWarp + lane;
+    const bool valid = t < steps.rows;
+    const float term = valid ? load(pairs.terms + t) : 0.0f, earlier = prefix(term, before);
+    before = shuffle(earlier + term, kWarp - 1);
+    if (valid) {
+      const float dlog = later[part] + (load(steps.start + t) < 0 ? whole : 0.0f) + earlier;
+      const float ddt = (load(pairs.ddelta + t) + rate * dlog) * sigmoid(input_step(s, in, steps.begin + t, head));
+      store(dzxbcdt + static_cast<std::int64_t>(steps.begin + t) * s.projection + s.projection - s.heads + head,
+            from_float<T>(ddt));
+      skip += load(pairs.skip + t);
+      rate_sum += load(steps.delta + t) * dlog;
+      bias_sum += ddt;
+    }
   }
-  store(partial, rate * rate_sum);
-  store(partial + s.heads, skip);
-  store(partial + 2 * s.heads, bias_sum);
+  skip = warp_sum(skip);
+  rate_sum = warp_sum(rate_sum);
+  bias_sum = warp_sum(bias_sum);
+  if (lane == 0) {
+    store(partial, rate * rate_sum);
+    store(partial + s.heads, skip);
+    store(partial + 2 * s.heads, bias_sum);
+  }
 }
 
 /// Block (tile, group): dactive of the group's heads, B and C, ddt, and the partial gradients of the group's heads.
@@ -280,7 +327,7 @@ scan_gradient(Sizes s, Inputs<T> in, Memory m, T* dzxbcdt) {
       whole = block_sum(whole, pairs.sums) * load(steps.entry + kTile - 1);
     }
     sync_block();
-    if (thread_index() == 0) {
+    if (warp_index() == 0) {
       step_gradient(s, in, head, whole, steps, pairs, dzxbcdt,
                     tile_partial(s, m, tile) + s.channels * s.conv + s.hidden + head);
     }

@@ -334,26 +334,14 @@ norm_long_rows_backward(Backward<T> b) {
 
 constexpr int kReduceWarps = 16;
 
-/// dweight += the sum of the blocks' partial sums: a lane per column, each warp every kReduceWarps-th partial sum.
+/// dweight += the sum of the blocks' partial sums.
 ATTAMBA_KERNEL(kReduceWarps* kWarp, 2)
 add_partials(float* dweight, const float* partial, std::int64_t partials, std::int64_t columns) {
-  float* const sums = SharedMemory().take<float>(kReduceWarps * kWarp);
   const std::int64_t column = std::int64_t{block_x()} * kWarp + lane_index();
-  float sum = 0;
-  if (column < columns) {
-#pragma unroll 4
-    for (std::int64_t p = warp_index(); p < partials; p += kReduceWarps) {
-      sum += load(partial + p * columns + column);
-    }
-  }
-  store(sums + thread_index(), sum);
-  sync_block();
+  const float sum =
+      column_sum<kReduceWarps>(partial, partials, columns, column, SharedMemory().take<float>(kReduceWarps * kWarp));
   if (warp_index() == 0 && column < columns) {
-    float total = 0;
-    for (int w = 0; w < kReduceWarps; ++w) {
-      total += load(sums + w * kWarp + lane_index());
-    }
-    store(dweight + column, load(dweight + column) + total);
+    store(dweight + column, load(dweight + column) + sum);
   }
 }
 

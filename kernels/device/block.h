@@ -74,6 +74,29 @@ ATTAMBA_DEVICE float block_max(float value, float* partials) {
   return most;
 }
 
+/// The sum of a column of values [rows, columns], in lanes of the block's first warp: a lane per column, a warp per kWarps-th
+/// row. All threads call it once; `partials` [kWarps, kWarp] is shared memory. A column outside sums up to 0.
+template <int kWarps>
+ATTAMBA_DEVICE float column_sum(const float* values, std::int64_t rows, std::int64_t columns, std::int64_t column,
+                                float* partials) {
+  float sum = 0;
+  if (column < columns) {
+#pragma unroll 4
+    for (std::int64_t row = warp_index(); row < rows; row += kWarps) {
+      sum += load(values + row * columns + column);
+    }
+  }
+  store(partials + thread_index(), sum);
+  sync_block();
+  float total = 0;
+  if (warp_index() == 0) {
+    for (int w = 0; w < kWarps; ++w) {
+      total += load(partials + w * kWarp + lane_index());
+    }
+  }
+  return total;
+}
+
 /// Eight bfloat16 or four float32 elements that travel as 16 bytes.
 template <class T>
 struct Pack {

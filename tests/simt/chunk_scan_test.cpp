@@ -154,7 +154,7 @@ TEST(ChunkScanCuda, RangesAreSharedOutToAtMost512Blocks) {
 }
 
 TEST(ChunkScanCuda, WindowsOfSequencesDoNotMix) {
-  const ScanShape tiny{.hidden = 4, .state = 2, .heads = 2, .groups = 1, .conv = 2};
+  const ScanShape tiny{.hidden = 4, .state = 2, .heads = 4, .groups = 4, .conv = 2};
   const Problem p = problem_of({"", tiny, 2, 2100, {5, 90}, 3, false});  // a window holds one sequence
   const Result expected = run<double>(scans_of_cpu(), Device::cpu, p, true);
   expect_close(p, run_cuda<float>(p), expected, {1e-5, 1e-5, 1e-5});

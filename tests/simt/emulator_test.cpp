@@ -212,7 +212,7 @@ TEST(Emulator, AStreamWorksWhenSomebodyWaitsForIt) {
   const Global<std::uint32_t> x(std::vector<std::uint32_t>{1});
   std::vector<std::uint32_t> host{40};
   const auto add = [&](std::uint32_t value) {
-    kernels::cuda::emulate("add", &stream, {.threads = 1}, [=, p = x.data()] { store(p, load(p) + value); });
+    kernels::cuda::emulate("add", nullptr, &stream, {.threads = 1}, [=, p = x.data()] { store(p, load(p) + value); });
   };
   add(1);
   stream.copy_to_device(x.data(), host.data(), 4);

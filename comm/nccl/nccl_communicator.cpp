@@ -115,7 +115,7 @@ class NcclCommunicator final : public Communicator {
   std::unique_ptr<Request> start_all_gather(const Tensor& whole, const Tensor& part) override;
   void all_reduce_max(const Tensor& data) override { staged_.all_reduce_max(data); }
   void broadcast(const Tensor& data, int root) override { staged_.broadcast(data, root); }
-  void all_gather(const Tensor& whole, const Tensor& part) override { staged_.all_gather(whole, part); }
+  void all_gather(const Tensor& whole, const Tensor& part) override;
   void barrier() override { host_.barrier(); }
   void work_enqueued(int piece) override;
   CollectiveProgress& progress() override { return host_.progress(); }
@@ -277,6 +277,15 @@ void NcclCommunicator::all_reduce_sum(const Tensor& data) {
     return;
   }
   start_all_reduce_sum(data)->wait();
+  work_enqueued(kAlone);
+}
+
+void NcclCommunicator::all_gather(const Tensor& whole, const Tensor& part) {
+  if (whole.device == Device::cpu) {
+    host_.all_gather(whole, part);
+    return;
+  }
+  start_all_gather(whole, part)->wait();
   work_enqueued(kAlone);
 }
 

@@ -37,6 +37,8 @@ class Benchmark {
   const ChunkingStrategy* chunking() const { return chunking_.get(); }
   Device device() const { return device_; }
   ModelPrograms& programs() { return *programs_; }
+  /// Gives back the device's memory, to whoever is measured next; there are no programs and no steps any more.
+  void release_programs() { programs_.reset(); }
   const Roofline& roofline() const { return roofline_; }
   double tokens() const { return static_cast<double>(config_.train.micro_batch * config_.data.sequence_length); }
 
@@ -65,6 +67,8 @@ struct Timing {
 /// What `body` enqueues, timed for about `seconds` by the device's own clock, after a first time that is not counted; as one
 /// recording where the device records. Times are divided by `parts`.
 Timing time_on(Device device, double seconds, double parts, const std::function<void()>& body);
+/// Of one `call`, in rows of several: on a device the start of a row takes microseconds, which are no part of a call.
+Timing time_calls(Device device, double seconds, const std::function<void()>& call);
 
 /// Copies and matrix products at their best.
 Roofline measure_roofline(Device device, DType dtype);

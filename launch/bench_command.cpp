@@ -79,6 +79,7 @@ void bench_step(const BenchOptions& options) {
                  {"tokens_per_s_best", benchmark.tokens() / best},
                  {"model_flops_per_s", flops / median}});
   if (options.compare == "torch") {
+    benchmark.release_programs();
     result["torch"] = run_torch_step(options, config, benchmark.device());
     for (const auto& [variant, peer] : result["torch"].items()) {
       const double typical = peer.at("tokens_per_s_median"), fastest = peer.at("tokens_per_s_best");

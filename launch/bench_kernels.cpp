@@ -252,7 +252,7 @@ nlohmann::json bench_attention(const Benchmark& benchmark, const Pattern& patter
                         {"keys_per_query", masked.keys}};
   const double tables = 4.0 * static_cast<double>(rows) * 4;
   const auto add = [&](const char* name, double bytes, double flops, const std::function<void()>& body) {
-    const Timing timing = time_on(device, seconds, 1, body);
+    const Timing timing = time_calls(device, seconds, body);
     const double least = benchmark.roofline().seconds(bytes + tables, flops);
     result[name] = {{"best_seconds", timing.best},
                     {"median_seconds", timing.median},
@@ -332,9 +332,10 @@ nlohmann::json compare_attention(const Benchmark& benchmark, const BenchKernelsO
     }
     if (best != nullptr) {
       const double speedup = median_seconds(*best, "forward_backward") / median_seconds(row, "forward_backward");
-      std::printf("  %s at %lld: forward and backward %.2f times as fast as PyTorch's best dense attention (%s)\n",
+      const std::string how = best->at("forward_backward").value("timed_as", "single calls");
+      std::printf("  %s at %lld: forward and backward %.2f times as fast as PyTorch's best dense attention (%s, as %s)\n",
                   row.at("pattern").get<std::string>().c_str(), row.at("sequence_length").get<long long>(), speedup,
-                  best->at("backend").get<std::string>().c_str());
+                  best->at("backend").get<std::string>().c_str(), how.c_str());
       result["speedups"].push_back({{"pattern", row.at("pattern")},
                                     {"sequence_length", row.at("sequence_length")},
                                     {"against", best->at("backend")},
@@ -351,6 +352,7 @@ void bench_kernels(const BenchKernelsOptions& options) {
   benchmark.print_head(std::cout);
   nlohmann::json result = benchmark.head();
   result.update(bench_step_kernels(benchmark, options));
+  benchmark.release_programs();
   if (!options.lengths.empty()) {
     const std::int64_t longest = *std::max_element(options.lengths.begin(), options.lengths.end());
     const std::int64_t tokens =

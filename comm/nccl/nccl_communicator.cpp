@@ -10,9 +10,9 @@
 #include <cstdlib>
 #include <deque>
 #include <exception>
-#include <future>
 #include <iostream>
 #include <mutex>
+#include <optional>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -22,6 +22,7 @@
 #include "comm/launch_environment.h"
 #include "comm/nccl/nccl_library.h"
 #include "comm/staged_communicator.h"
+#include "comm/time_limit.h"
 
 namespace attamba {
 
@@ -115,7 +116,7 @@ class NcclCommunicator final : public Communicator {
   std::unique_ptr<Request> start_all_gather(const Tensor& whole, const Tensor& part) override;
   void all_reduce_max(const Tensor& data) override { staged_.all_reduce_max(data); }
   void broadcast(const Tensor& data, int root) override { staged_.broadcast(data, root); }
-  void all_gather(const Tensor& whole, const Tensor& part) override { staged_.all_gather(whole, part); }
+  void all_gather(const Tensor& whole, const Tensor& part) override;
   void barrier() override { host_.barrier(); }
   void work_enqueued(int piece) override;
   CollectiveProgress& progress() override { return host_.progress(); }
@@ -225,25 +226,19 @@ void NcclCommunicator::connect() {
     ncclComm_t comm = nullptr;
     ncclResult_t code = ncclSuccess;
   };
-  std::promise<Result> promise;
-  std::future<Result> future = promise.get_future();
-  std::thread([&nccl = nccl_, id, size = size(), rank = rank(), gpu = gpu_, promise = std::move(promise)]() mutable {
-    Result result;
+  const std::optional<Result> result = within(limit_, [&nccl = nccl_, id, size = size(), rank = rank(), gpu = gpu_] {
+    Result made;
     ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
     config.blocking = 1;
-    result.code =
-        cudaSetDevice(gpu) == cudaSuccess ? nccl.init_rank(&result.comm, size, id, rank, &config) : ncclUnhandledCudaError;
-    promise.set_value(result);
-  }).detach();
-  if (limit_ > 0) {
-    require(future.wait_for(std::chrono::duration<double>(limit_)) == std::future_status::ready, "rank ", rank(), " of ",
-            size(), " on ", host_name_, ": NCCL was not set up within ", limit_,
-            " s: a rank is missing, or hosts cannot reach each other (NCCL_SOCKET_IFNAME chooses the network, NCCL_DEBUG=INFO "
-            "says more)");
-  }
-  const Result result = future.get();
-  check_nccl(result.code, "ncclCommInitRankConfig");
-  nccl_comm_ = result.comm;
+    made.code =
+        cudaSetDevice(gpu) == cudaSuccess ? nccl.init_rank(&made.comm, size, id, rank, &config) : ncclUnhandledCudaError;
+    return made;
+  });
+  require(result.has_value(), "rank ", rank(), " of ", size(), " on ", host_name_, ": NCCL was not set up within ", limit_,
+          " s: a rank is missing, or hosts cannot reach each other (NCCL_SOCKET_IFNAME chooses the network, NCCL_DEBUG=INFO "
+          "says more)");
+  check_nccl(result->code, "ncclCommInitRankConfig");
+  nccl_comm_ = result->comm;
 }
 
 NcclCommunicator::~NcclCommunicator() {
@@ -259,8 +254,14 @@ NcclCommunicator::~NcclCommunicator() {
   }
   stopped_.notify_one();
   watchdog_.join();
-  if (clean) {
-    nccl_.destroy(nccl_comm_);
+  // It waits for the other ranks, and nobody watches any more.
+  const auto destroy = [&nccl = nccl_, comm = nccl_comm_, gpu = gpu_] {
+    return cudaSetDevice(gpu) == cudaSuccess ? nccl.destroy(comm) : ncclUnhandledCudaError;
+  };
+  if (clean && !within(limit_, destroy)) {
+    std::cerr << "attamba: rank " << rank() << " of " << size() << " on " << host_name_
+              << ": NCCL did not close its connections within " << limit_ << " s, another rank is gone; they are left open"
+              << std::endl;
   }
 }
 
@@ -277,6 +278,15 @@ void NcclCommunicator::all_reduce_sum(const Tensor& data) {
     return;
   }
   start_all_reduce_sum(data)->wait();
+  work_enqueued(kAlone);
+}
+
+void NcclCommunicator::all_gather(const Tensor& whole, const Tensor& part) {
+  if (whole.device == Device::cpu) {
+    host_.all_gather(whole, part);
+    return;
+  }
+  start_all_gather(whole, part)->wait();
   work_enqueued(kAlone);
 }
 

@@ -7,7 +7,9 @@
 #include <cctype>
 #include <cstdlib>
 #include <fstream>
+#include <random>
 #include <sstream>
+#include <vector>
 
 #include "kernels/cuda/cublas_lt.h"
 #include "src/core/error.h"
@@ -78,13 +80,17 @@ std::ostream& operator<<(std::ostream& out, const MatmulShape& s) {
 }
 
 MatmulChoices::MatmulChoices(fs::path file) : file_(std::move(file)) {
+  read_missing();
+}
+
+void MatmulChoices::read_missing() {
   std::ifstream in(file_);
   std::string line;
   MatmulShape shape;
   cublasLtMatmulAlgo_t algorithm{};
   while (std::getline(in, line)) {
     if (read_line(line, shape, algorithm)) {
-      choices_[shape] = algorithm;
+      choices_.emplace(shape, algorithm);
     }
   }
 }
@@ -99,16 +105,42 @@ void MatmulChoices::keep(const MatmulShape& shape, const cublasLtMatmulAlgo_t& a
   if (file_.empty()) {
     return;
   }
+  read_missing();
   std::error_code ignored;
   fs::create_directories(file_.parent_path(), ignored);
-  const fs::path unfinished = concat(file_.string(), ".", getpid());
-  {
-    std::ofstream out(unfinished);
-    for (const auto& [kept, choice] : choices_) {
-      write_line(out, kept, choice);
+  // Processes of several hosts may share the folder, and have one number.
+  const fs::path unfinished = concat(file_.string(), ".", getpid(), ".", std::random_device{}());
+  std::ofstream out(unfinished);
+  for (const auto& [kept, choice] : choices_) {
+    write_line(out, kept, choice);
+  }
+  out.close();
+  if (out) {
+    fs::rename(unfinished, file_, ignored);
+  } else {
+    fs::remove(unfinished, ignored);  // of a full disk: what the file holds is more
+  }
+}
+
+std::optional<std::size_t> least_seconds(std::size_t count, int rounds,
+                                         const std::function<std::optional<double>(std::size_t)>& seconds) {
+  std::vector<std::optional<double>> least(count);
+  for (int round = 0; round < rounds; ++round) {
+    for (std::size_t i = 0; i < count; ++i) {
+      if (round > 0 && !least[i]) {
+        continue;
+      }
+      const std::optional<double> measured = seconds(i);
+      least[i] = measured && least[i] ? std::min(*measured, *least[i]) : measured;
     }
   }
-  fs::rename(unfinished, file_, ignored);
+  std::optional<std::size_t> best;
+  for (std::size_t i = 0; i < count; ++i) {
+    if (least[i] && (!best || *least[i] < *least[*best])) {
+      best = i;
+    }
+  }
+  return best;
 }
 
 MatmulChoices& matmul_choices() {

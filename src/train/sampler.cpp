@@ -11,15 +11,10 @@ namespace attamba {
 
 namespace {
 
+/// Of logits of any device; no other row leaves it.
 std::vector<double> row_of(const Tensor& logits, std::int64_t row) {
   const std::int64_t columns = logits.shape().columns();
-  return dispatch_floating(logits.dtype(), "sample", [&]<class T>() {
-    std::vector<double> values(static_cast<std::size_t>(columns));
-    for (std::int64_t i = 0; i < columns; ++i) {
-      values[static_cast<std::size_t>(i)] = static_cast<double>(static_cast<Accumulator<T>>(logits.as<T>()[row * columns + i]));
-    }
-    return values;
-  });
+  return values_on_host(part_of(logits, {logits.dtype(), {columns}}, row * columns));
 }
 
 }  // namespace
@@ -66,7 +61,7 @@ void sample(ModelPrograms& programs, std::int64_t n, std::span<const std::int32_
     std::fill(window.begin(), window.end(), 0);
     std::copy(text.end() - used, text.end(), window.begin());
     programs.inputs().write(window, {}, {}, options.seed, 0);
-    const std::int32_t token = draw_token(row_of(HostCopy(programs.logits()).tensor(), used - 1), options, random.uniform());
+    const std::int32_t token = draw_token(row_of(programs.logits(), used - 1), options, random.uniform());
     if (token == options.stop_token) {
       return;
     }

@@ -61,16 +61,19 @@ double keys_of_chunks(std::int64_t n) {
 }
 
 TEST_F(Bench, KernelsAreThoseOfAStepAndAttentionCountsTheKeysThatQueriesSee) {
-  const fs::path json_file = folder_ / "kernels.json";
+  const fs::path json_file = folder_ / "kernels.json", peer = folder_ / "peer";
+  std::ofstream(peer) << R"(echo '{"pattern": "dense", "backend": "flash", "sequence_length": 60, "forward_backward": )"
+                         R"({"median_seconds": 1, "timed_as": "8 queued calls"}}')";
   const Outcome outcome = shell(concat(
       ATTAMBA_PROGRAM,
       " bench kernels --model.vocab_size 300 --model.dim 32 --model.n_layers 3 --model.n_heads 2 --model.ffn_dim 48 "
       "--model.ssm.hidden 16 --model.ssm.state 8 --model.ssm.heads 2 --model.chunking.strategy uniform --model.chunking.size 4 "
       "--model.chunking.leading_tokens 2 --data.sequence_length 64 --train.micro_batch 2 --train.device cpu --seconds 0.001 "
-      "--repeats 1 --lengths 32,60 --tokens 120 --json ",
-      json_file.string()));
+      "--repeats 1 --lengths 32,60 --tokens 120 --compare torch --python '/bin/sh ",
+      peer.string(), "' --json ", json_file.string()));
   ASSERT_EQ(outcome.exit_code, 0) << outcome.output;
   EXPECT_THAT(outcome.output, testing::HasSubstr("outside kernels"));
+  EXPECT_THAT(outcome.output, testing::HasSubstr("(flash, as 8 queued calls)"));
 
   const auto json = nlohmann::json::parse(std::ifstream(json_file));
   EXPECT_GT(json["copy_bytes_per_s"], 0.0);
@@ -94,11 +97,17 @@ TEST_F(Bench, KernelsAreThoseOfAStepAndAttentionCountsTheKeysThatQueriesSee) {
   EXPECT_EQ(attentions, 3 * 2);
 
   ASSERT_EQ(json["attention"].size(), 4u);
+  ASSERT_EQ(json["torch"]["speedups"].size(), 2u);
   for (const auto& row : json["attention"]) {
     const std::int64_t n = row["sequence_length"];
     const double keys = row["pattern"] == "dense" ? (static_cast<double>(n) + 1) / 2 : keys_of_chunks(n);
     EXPECT_DOUBLE_EQ(row["keys_per_query"], keys) << row;
     EXPECT_EQ(row["sequences"], 120 / n);
+    const double median = row["forward_backward"]["median_seconds"];
+    for (const auto& speedup : json["torch"]["speedups"]) {
+      const bool this_row = speedup["pattern"] == row["pattern"] && n == 60;
+      EXPECT_TRUE(!this_row || speedup["forward_backward"] == 1 / median) << speedup;
+    }
     EXPECT_NEAR(row["forward_backward"]["flops"], 14 * keys * static_cast<double>(120 / n * n) * 2 * 16, 1e-3) << row;
   }
 }

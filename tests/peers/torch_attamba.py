@@ -446,6 +446,43 @@ def keep_freed_memory():
         libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
 
 
+def step_of(trainer, tokens):
+    return trainer.step(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous())[0]
+
+
+def steps_one_by_one(args, trainer, tokens_of):
+    """Seconds of the measured steps, and the losses of all."""
+    seconds, losses, started = [], [], time.perf_counter()
+    for step in range(args.warmup + args.steps):
+        tokens = tokens_of()
+        begin = time.perf_counter()
+        losses.append(float(step_of(trainer, tokens)))
+        if step >= args.warmup:
+            seconds.append(time.perf_counter() - begin)
+        if args.seconds and seconds and time.perf_counter() - started > args.seconds:
+            break
+    return seconds, losses
+
+
+def steps_queued(args, trainer, tokens_of):
+    """The same on a GPU, by its own clock: Python enqueues steps ahead of the GPU, as in training, and what it takes to launch
+    kernels counts only where the GPU has to wait for it."""
+    marks, losses, started = [], [], time.perf_counter()
+    for step in range(args.warmup + args.steps + 1):
+        if step >= args.warmup:
+            marks.append(torch.cuda.Event(enable_timing=True))
+            marks[-1].record()
+        late = args.seconds and len(marks) > 1 and time.perf_counter() - started > args.seconds
+        if late or step == args.warmup + args.steps:
+            break
+        losses.append(step_of(trainer, tokens_of()))
+        if len(marks) > 1:
+            marks[-2].synchronize()  # one step waits while another one runs
+    torch.cuda.synchronize()
+    seconds = [begin.elapsed_time(end) / 1e3 for begin, end in zip(marks, marks[1:])]
+    return seconds, [float(loss) for loss in losses]
+
+
 def measure(args, variant):
     """Trains for some steps on random tokens, the same for every variant, and prints one line of JSON."""
     plain, device = variant == "plain", torch.device(args.device)
@@ -465,20 +502,8 @@ def measure(args, variant):
     count = sum(p.numel() for p in model.parameters())
     mode = "float32" if args.dtype == "float32" else args.mixed
     trainer = Trainer(model, mode, 1e-3, compile_model=args.compile, optimizer=optimizer, plain_loss=plain)
-    seconds, losses = [], []
-    synchronise = torch.cuda.synchronize if device.type == "cuda" else lambda: None
-    started = time.perf_counter()
-    for step in range(args.warmup + args.steps):
-        tokens = torch.randint(m["vocab_size"], (args.batch, args.sequence + 1), device=device)
-        synchronise()
-        begin = time.perf_counter()
-        loss, _ = trainer.step(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous())
-        synchronise()
-        losses.append(float(loss))
-        if step >= args.warmup:
-            seconds.append(time.perf_counter() - begin)
-        if args.seconds and seconds and time.perf_counter() - started > args.seconds:
-            break
+    tokens = lambda: torch.randint(m["vocab_size"], (args.batch, args.sequence + 1), device=device)
+    seconds, losses = (steps_queued if device.type == "cuda" else steps_one_by_one)(args, trainer, tokens)
     tokens_per_step = args.batch * args.sequence
     print(json.dumps({
         "variant": variant, "model": args.model, "parameters": count, "batch": args.batch, "sequence": args.sequence,

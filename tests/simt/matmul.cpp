@@ -36,9 +36,10 @@ void matmul(const Launch& launch, const Tensor& out, const Tensor& a, const Tens
   require(launch.scratch.size() >= kWorkspace, "matmul: ", launch.scratch.size(), " bytes of scratch, need ", kWorkspace);
   require(reinterpret_cast<std::uintptr_t>(launch.scratch.data()) % kAlignment == 0, "matmul: scratch is not aligned by ",
           kAlignment, " bytes");
-  simt::poison(launch.scratch.data(), kWorkspace);
-  simt::run_on(static_cast<simt::EmulatedStream*>(launch.stream),
-               [=] { multiply(out, a, b, transpose_a, transpose_b, addend); });
+  simt::run_on(static_cast<simt::EmulatedStream*>(launch.stream), [=, scratch = launch.scratch.data()] {
+    simt::poison(scratch, kWorkspace);
+    multiply(out, a, b, transpose_a, transpose_b, addend);
+  });
 }
 
 std::size_t matmul_workspace(const TensorType&, const TensorType&, const TensorType&, bool, bool) {

@@ -204,9 +204,10 @@ bool is_fused(const ScanShape& shape, std::int64_t n) {
   if (!is_sliced(make_sizes(shape, 0))) {
     return (shape.state == 32 && shape.groups <= kHalves) || (shape.state == 128 && shape.groups == 1);
   }
-  const bool heads_known = shape.heads * kUnit == shape.hidden || shape.heads * 2 * kUnit == shape.hidden;
+  const bool narrow_heads = shape.heads * kUnit == shape.hidden, wide_heads = shape.heads * 2 * kUnit == shape.hidden;
+  const bool form = (shape.state == 32 && (narrow_heads || wide_heads)) || (shape.state == 64 && wide_heads);
   const bool rows_aligned = shape.projection() * static_cast<std::int64_t>(sizeof(bf16)) % 16 == 0;
-  return heads_known && rows_aligned && shape.state == 32 && shape.groups == 1 && !shares_walks(shape, n);
+  return form && rows_aligned && shape.groups == 1 && !shares_walks(shape, n);
 }
 
 std::size_t fused_workspace(const ScanShape& shape, std::int64_t rows, bool shared_out) {

@@ -45,7 +45,8 @@ inline bool shares_walks(const ScanShape& shape, std::int64_t n) {
   return (shape.longest_chunk > 0 ? std::min(shape.longest_chunk, n) : n) > kLongestWalk;
 }
 /// Whether the fused kernels serve this shape, for sequences of n rows: 4 taps, and 8 heads of 32 with N 32 in one or two
-/// groups or N 128; or, where walks are not shared out, any number of slices with heads of 32 or 64 and N 32 in one group.
+/// groups or N 128; or, where walks are not shared out, any number of slices in one group with heads of 32 and N 32, or heads
+/// of 64 and N 32 or 64.
 bool is_fused(const ScanShape& shape, std::int64_t n);
 std::size_t fused_workspace(const ScanShape& shape, std::int64_t rows, bool shared_out);
 std::size_t fused_backward_workspace(const ScanShape& shape, std::int64_t rows, bool shared_out);
@@ -144,8 +145,10 @@ void dispatch_fused(const Sizes& s, const Body& body) {
     dispatch_whole(s, body);
   } else if (s.head == kUnit) {
     body.template operator()<Form<32, 1, 1, true>>();
-  } else {
+  } else if (s.state == 32) {
     body.template operator()<Form<32, 1, 2, true>>();
+  } else {
+    body.template operator()<Form<64, 1, 2, true>>();
   }
 }
 

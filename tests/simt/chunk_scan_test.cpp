@@ -121,6 +121,7 @@ INSTANTIATE_TEST_SUITE_P(
                     Case{"wideMixed", kWide, 2, 100, {1, 70, 3, 2, 33}, 0, true},
                     Case{"wideWhole", kWideHeads, 1, 150, {150}, 0, true, -5},
                     Case{"wideLastPieceOfOneRow", kWide, 1, 97, {97}, 0, true},
+                    Case{"wideStateMixed", kWideState, 2, 130, {1, 70, 3, 2, 33}, 9, true},
                     Case{"wideHeadsMixed", kWideHeads, 1, 260, {1, 145, 30, 1, 97, 48}, 0, true, -5},
                     Case{"wholeSharedOut", kPaperGroups, 2, 250, {250}, 0, true, -5},
                     Case{"largeSharedOut", kPaperLarge, 1, 200, {3, 197}, 0, false, -5},

@@ -1,11 +1,11 @@
 // Private to the CPU kernels: our own products of float32 matrices, and of bfloat16 ones that the processor does not multiply,
-// which become float32 while they are packed. For processors with AVX2 and FMA but no AVX-512, where it is faster than
-// OpenBLAS's tiles: the inner kernel keeps 6 x 16 sums in registers, and all threads share one packed copy of the right
-// operand.
+// which become float32 while they are packed. For processors with AVX2 and FMA: the inner kernel keeps 6 x 16 sums in
+// registers, with AVX-512 four times as many, and all threads share one packed copy of the right operand. OpenBLAS, whose tiles
+// AVX2 is faster than, knows processors by their numbers, and takes those made after it for the oldest.
 //
 // Each element of a result is a sum over blocks of depth, block after block, and within a block over up to four chains of fused
 // multiply-adds, which keeps rounding errors small. Where blocks and chains begin depends on the depth alone, so no result
-// depends on how the output is cut or on threads.
+// depends on how the output is cut, on threads, or on which of the two instruction sets runs.
 #pragma once
 
 #include <cstddef>
@@ -20,6 +20,10 @@ bool has_own_gemm();
 /// For tests and benchmarks: OpenBLAS instead, or back. Returns what it was; true has no effect on processors without AVX2.
 /// Scratch that was asked for before does not fit afterwards.
 bool assume_own_gemm(bool own);
+/// Whether it runs on AVX-512.
+bool gemm_uses_avx512();
+/// For tests and benchmarks: AVX2 instead, or back. Returns what it was; true has no effect on processors without AVX-512.
+bool assume_avx512(bool avx512);
 
 /// One operand as it lies in memory: [extent, depth], or [depth, extent] when `depth_first`; float32 or bfloat16.
 struct GemmOperand {

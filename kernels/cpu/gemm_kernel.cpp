@@ -16,17 +16,22 @@ namespace attamba::kernels::cpu {
 
 namespace {
 
-bool own_gemm_pays() {
+std::atomic<bool>& own_gemm() {
+  static std::atomic<bool> own(ATTAMBA_OWN_GEMM);
+  return own;
+}
+
+bool processor_has_avx512() {
 #if ATTAMBA_OWN_GEMM
-  return !__builtin_cpu_supports("avx512f");  // OpenBLAS uses AVX-512, this kernel does not
+  return __builtin_cpu_supports("avx512f");
 #else
   return false;
 #endif
 }
 
-std::atomic<bool>& own_gemm() {
-  static std::atomic<bool> own(own_gemm_pays());
-  return own;
+std::atomic<bool>& avx512() {
+  static std::atomic<bool> used(processor_has_avx512());
+  return used;
 }
 
 constexpr std::int64_t kMostDepth = 256;  ///< of a block: 16 KiB of b stay in the first-level cache
@@ -39,6 +44,14 @@ bool has_own_gemm() {
 
 bool assume_own_gemm(bool own) {
   return own_gemm().exchange(own && ATTAMBA_OWN_GEMM, std::memory_order_relaxed);
+}
+
+bool gemm_uses_avx512() {
+  return avx512().load(std::memory_order_relaxed);
+}
+
+bool assume_avx512(bool used) {
+  return avx512().exchange(used && processor_has_avx512(), std::memory_order_relaxed);
 }
 
 GemmDepth::GemmDepth(std::int64_t depth) : k(depth) {
@@ -54,6 +67,7 @@ namespace {
 constexpr std::int64_t kTransposed = 8;    ///< elements of a row that are transposed at a time
 constexpr std::int64_t kChains = 4;        ///< parts in which a deep sum is formed, each then added to the ones before
 constexpr std::int64_t kLeastChain = 32;   ///< products in such a part, at least
+constexpr std::int64_t kMostPanels = 2;    ///< of either operand that are multiplied at a time
 constexpr std::int64_t kCopiedDepth = 16;  ///< rows whose panels are written together: few pages and cache lines at a time
 
 __m256 load8(const float* in) {
@@ -186,11 +200,16 @@ void pack(float* out, const GemmOperand& operand, std::int64_t extent, std::int6
           ATTAMBA_GEMM_ROW(a3, "ymm15", "%[c30]", "%[c31]") ATTAMBA_GEMM_ROW(a4, "ymm14", "%[c40]", "%[c41]") \
               ATTAMBA_GEMM_ROW(a5, "ymm15", "%[c50]", "%[c51]")
 
-/// to [6][16] = a b + from over panels of a depth that is a multiple of 4 and not 0; `from` may be null. The sum is formed in
-/// parts that are then added up: its rounding error grows with the length of a part, not with the depth.
+/// The sum over a depth is formed in parts that are then added up: its rounding error grows with the length of a part, not with
+/// the depth.
+std::int64_t chain_length(std::int64_t depth) {
+  return std::max(kLeastChain, gemm_padded_depth(depth / kChains));
+}
+
+/// to [6][16] = a b + from over panels of a depth that is a multiple of 4 and not 0; `from` may be null.
 void multiply_panels(std::int64_t depth, const float* a, const float* b, const float* from, std::int64_t from_stride, float* to,
                      std::int64_t to_stride) {
-  const std::int64_t chain = std::max(kLeastChain, gemm_padded_depth(depth / kChains));
+  const std::int64_t chain = chain_length(depth);
   alignas(32) float total[kGemmRows * kGemmColumns];
   for (std::int64_t first = 0; first < depth; first += chain) {
     __m256 c00 = _mm256_setzero_ps(), c01 = c00, c10 = c00, c11 = c00, c20 = c00, c21 = c00;
@@ -239,11 +258,64 @@ void multiply_panels(std::int64_t depth, const float* a, const float* b, const f
 #undef ATTAMBA_GEMM_ROW
 #undef ATTAMBA_GEMM_STEP
 
+/// The same, bit for bit, for `kTall` panels of a by `kWide` of b: to [6 kTall][16 kWide].
+template <int kTall, int kWide>
+__attribute__((target("avx512f"))) void multiply_wide_panels(std::int64_t depth, const float* a, const float* b,
+                                                             const float* from, std::int64_t from_stride, float* to,
+                                                             std::int64_t to_stride) {
+  constexpr int kRows = kTall * static_cast<int>(kGemmRows);
+  const std::int64_t chain = chain_length(depth);
+  alignas(64) float total[kRows * kWide * kGemmColumns];
+  for (std::int64_t first = 0; first < depth; first += chain) {
+    const std::int64_t end = std::min(depth, first + chain);
+    __m512 sums[kRows][kWide];
+#pragma GCC unroll 12
+    for (int i = 0; i < kRows; ++i) {
+#pragma GCC unroll 2
+      for (int j = 0; j < kWide; ++j) {
+        sums[i][j] = _mm512_setzero_ps();
+      }
+    }
+    for (std::int64_t k = first; k < end; ++k) {
+      __m512 right[kWide];
+#pragma GCC unroll 2
+      for (int j = 0; j < kWide; ++j) {
+        right[j] = _mm512_load_ps(b + j * depth * kGemmColumns + k * kGemmColumns);
+      }
+#pragma GCC unroll 12
+      for (int i = 0; i < kRows; ++i) {
+        const __m512 left = _mm512_set1_ps(a[i / kGemmRows * (depth * kGemmRows) + k * kGemmRows + i % kGemmRows]);
+#pragma GCC unroll 2
+        for (int j = 0; j < kWide; ++j) {
+          sums[i][j] = _mm512_fmadd_ps(left, right[j], sums[i][j]);
+        }
+      }
+    }
+    const bool last = end == depth;
+#pragma GCC unroll 12
+    for (int i = 0; i < kRows; ++i) {
+#pragma GCC unroll 2
+      for (int j = 0; j < kWide; ++j) {
+        float* part = total + (i * kWide + j) * kGemmColumns;
+        __m512 sum = sums[i][j];
+        if (first > 0) {
+          sum = _mm512_add_ps(sum, _mm512_load_ps(part));
+        }
+        if (last && from != nullptr) {
+          sum = _mm512_add_ps(sum, _mm512_loadu_ps(from + i * from_stride + j * kGemmColumns));
+        }
+        _mm512_storeu_ps(last ? to + i * to_stride + j * kGemmColumns : part, sum);
+      }
+    }
+  }
+}
+
 /// Adds what the sums begin with and stores them, at edges and in bfloat16: the same arithmetic as above.
 template <class From, class To>
-void finish_tile(const float* tile, std::int64_t rows, std::int64_t columns, const GemmSums& from, const GemmSums& to) {
+void finish_tile(const float* tile, std::int64_t stride, std::int64_t rows, std::int64_t columns, const GemmSums& from,
+                 const GemmSums& to) {
   for (std::int64_t i = 0; i < rows; ++i) {
-    const float* sums = tile + i * kGemmColumns;
+    const float* sums = tile + i * stride;
     auto* out = static_cast<To*>(to.data) + i * to.stride;
     if (from.data == nullptr) {
       for (std::int64_t j = 0; j < columns; ++j) {
@@ -258,19 +330,41 @@ void finish_tile(const float* tile, std::int64_t rows, std::int64_t columns, con
   }
 }
 
-void finish_tile(const float* tile, std::int64_t rows, std::int64_t columns, const GemmSums& from, const GemmSums& to) {
+void finish_tile(const float* tile, std::int64_t stride, std::int64_t rows, std::int64_t columns, const GemmSums& from,
+                 const GemmSums& to) {
   const bool read_short = from.type == DType::bfloat16, write_short = to.type == DType::bfloat16;
   const auto finish = read_short ? (write_short ? finish_tile<bfloat16, bfloat16> : finish_tile<bfloat16, float>)
                                  : (write_short ? finish_tile<float, bfloat16> : finish_tile<float, float>);
-  finish(tile, rows, columns, from, to);
+  finish(tile, stride, rows, columns, from, to);
 }
 
-void prefetch_rows(const GemmSums& to) {
-  for (std::int64_t i = 0; i < kGemmRows; ++i) {
+/// Of float32 sums.
+void prefetch_rows(const GemmSums& to, std::int64_t rows, std::int64_t columns) {
+  for (std::int64_t i = 0; i < rows; ++i) {
     const float* row = static_cast<const float*>(to.data) + i * to.stride;
-    _mm_prefetch(row, _MM_HINT_T0);
-    _mm_prefetch(row + kGemmColumns - 1, _MM_HINT_T0);
+    for (std::int64_t j = 0; j < columns; j += 16) {
+      _mm_prefetch(row + j, _MM_HINT_T0);
+    }
+    _mm_prefetch(row + columns - 1, _MM_HINT_T0);
   }
+}
+
+/// How many panels of a and of b a product takes, and what makes it.
+struct PanelProduct {
+  int tall, wide;
+  void (*run)(std::int64_t depth, const float* a, const float* b, const float* from, std::int64_t from_stride, float* to,
+              std::int64_t to_stride);
+};
+
+/// The largest one with at most so many panels of each.
+PanelProduct panel_product(std::int64_t tall, std::int64_t wide) {
+  if (!gemm_uses_avx512()) {
+    return {1, 1, multiply_panels};
+  }
+  if (tall > 1) {
+    return wide > 1 ? PanelProduct{2, 2, multiply_wide_panels<2, 2>} : PanelProduct{2, 1, multiply_wide_panels<2, 1>};
+  }
+  return wide > 1 ? PanelProduct{1, 2, multiply_wide_panels<1, 2>} : PanelProduct{1, 1, multiply_wide_panels<1, 1>};
 }
 
 }  // namespace
@@ -286,29 +380,36 @@ void gemm_pack_right(float* out, const GemmOperand& b, std::int64_t columns, std
 void gemm_multiply(std::int64_t rows, std::int64_t columns, std::int64_t depth, const float* a, const float* b,
                    const GemmSums& from, const GemmSums& to) {
   const std::int64_t padded = gemm_padded_depth(depth), panel = padded * kGemmColumns;
-  const std::int64_t row_panels = (rows + kGemmRows - 1) / kGemmRows;
-  // While one panel of b is in use the next one, if there is one, comes in from the cache that all cores share.
-  const std::int64_t lines = panel / 16, lines_at_a_time = (lines + row_panels - 1) / row_panels;
+  const std::int64_t row_panels = (rows + kGemmRows - 1) / kGemmRows,
+                     column_panels = (columns + kGemmColumns - 1) / kGemmColumns;
   const bool plain = to.type == DType::float32 && (from.data == nullptr || from.type == DType::float32);
-  alignas(32) float tile[kGemmRows * kGemmColumns];
-  for (std::int64_t j = 0; j < columns; j += kGemmColumns, b += panel) {
-    for (std::int64_t i = 0; i < rows; i += kGemmRows) {
-      if (j + kGemmColumns < columns) {
-        const std::int64_t first = i / kGemmRows * lines_at_a_time, last = std::min(lines, first + lines_at_a_time);
-        for (std::int64_t line = first; line < last; ++line) {
-          _mm_prefetch(b + panel + line * 16, _MM_HINT_T1);
-        }
+  alignas(64) float tile[kMostPanels * kGemmRows * kMostPanels * kGemmColumns];
+  for (std::int64_t right = 0; right < column_panels;) {
+    const int wide = panel_product(row_panels, column_panels - right).wide;
+    const float* b_panels = b + right * panel;
+    // While some panels of b are in use the next ones, if there are any, come in from the cache that all cores share.
+    const std::int64_t next = std::min<std::int64_t>(wide, column_panels - right - wide) * panel / 16;
+    const std::int64_t lines_at_a_time = (next + row_panels - 1) / row_panels;
+    for (std::int64_t left = 0; left < row_panels;) {
+      const PanelProduct product = panel_product(row_panels - left, column_panels - right);
+      const std::int64_t last = std::min(next, (left + product.tall) * lines_at_a_time);
+      for (std::int64_t line = left * lines_at_a_time; line < last; ++line) {
+        _mm_prefetch(b_panels + wide * panel + line * 16, _MM_HINT_T1);
       }
+      const std::int64_t i = left * kGemmRows, j = right * kGemmColumns;
+      const std::int64_t tall_rows = product.tall * kGemmRows, wide_columns = wide * kGemmColumns;
       const GemmSums source = from.from(i, j), target = to.from(i, j);
-      if (plain && rows - i >= kGemmRows && columns - j >= kGemmColumns) {
-        prefetch_rows(target);
-        multiply_panels(padded, a + i * padded, b, static_cast<const float*>(source.data), source.stride,
-                        static_cast<float*>(target.data), target.stride);
+      if (plain && rows - i >= tall_rows && columns - j >= wide_columns) {
+        prefetch_rows(target, tall_rows, wide_columns);
+        product.run(padded, a + i * padded, b_panels, static_cast<const float*>(source.data), source.stride,
+                    static_cast<float*>(target.data), target.stride);
       } else {
-        multiply_panels(padded, a + i * padded, b, nullptr, 0, tile, kGemmColumns);
-        finish_tile(tile, std::min(kGemmRows, rows - i), std::min(kGemmColumns, columns - j), source, target);
+        product.run(padded, a + i * padded, b_panels, nullptr, 0, tile, wide_columns);
+        finish_tile(tile, wide_columns, std::min(tall_rows, rows - i), std::min(wide_columns, columns - j), source, target);
       }
+      left += product.tall;
     }
+    right += wide;
   }
 }
 

@@ -113,10 +113,6 @@ const char* onednn_bfloat16_isa() {
   return has(dnnl::cpu_isa::avx512_core_amx) ? "amx" : has(dnnl::cpu_isa::avx512_core_bf16) ? "avx512_bf16" : "";
 }
 
-bool onednn_has_bfloat16() {
-  return *onednn_bfloat16_isa() != '\0';
-}
-
 std::size_t onednn_scratch_bytes(const TileProduct& tile) {
   const auto primitive = cached_primitive(tile);
   return primitive == nullptr ? 0 : primitive->scratchpad.get_size();

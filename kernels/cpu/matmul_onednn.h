@@ -8,9 +8,8 @@
 
 namespace attamba::kernels::cpu {
 
-/// Whether the processor, and the limits that oneDNN was given (ONEDNN_MAX_CPU_ISA), allow bfloat16 products.
-bool onednn_has_bfloat16();
-/// "amx", "avx512_bf16" or "": what bfloat16 products run on.
+/// "amx", "avx512_bf16" or "": what bfloat16 products would run on, by the processor and the limits that oneDNN was given
+/// (ONEDNN_MAX_CPU_ISA).
 const char* onednn_bfloat16_isa();
 /// Scratch of one run of this tile; 0 when oneDNN refuses it. Builds the primitive when it is not cached yet.
 std::size_t onednn_scratch_bytes(const TileProduct& tile);

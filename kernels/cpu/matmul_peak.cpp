@@ -126,17 +126,25 @@ double measure_matmul_peak(DType dtype, double seconds) {
   const DType type = library_operand_type(dtype);
   const TensorType operand{type, {kPeakExtent, kPeakExtent}}, result{accumulator_of(type), operand.shape};
   const Memory a(Device::cpu, operand.bytes(), "a benchmark"), b(Device::cpu, operand.bytes(), "a benchmark"),
-      c(Device::cpu, result.bytes(), "a benchmark");
-  fill({}, {a.data(), operand}, 0.5);
-  fill({}, {b.data(), operand}, 0.5);
-  const auto product = library_matmul({c.data(), result}, {a.data(), operand}, {b.data(), operand}, false, false, false);
-  product();
+      c(Device::cpu, result.bytes(), "a benchmark"),
+      scratch(Device::cpu, matmul_workspace(result, operand, operand, false, false), "a benchmark");
+  const Tensor left{a.data(), operand}, right{b.data(), operand}, out{c.data(), result};
+  fill({}, left, 0.5);
+  fill({}, right, 0.5);
+  const auto library = library_matmul(out, left, right, false, false, false);
+  const auto own = [&] { matmul({.scratch = {scratch.data(), scratch.size()}}, out, left, right, false, false, {}); };
+  library();
+  own();
   double best = 1e300;
-  const double begin = seconds_now();
-  do {
+  const auto measure = [&](const auto& product) {
     const double start = seconds_now();
     product();
     best = std::min(best, seconds_now() - start);
+  };
+  const double begin = seconds_now();
+  do {
+    measure(library);
+    measure(own);
   } while (seconds_now() - begin < seconds);
   constexpr double kOperations = 2.0 * kPeakExtent * kPeakExtent * kPeakExtent;
   return kOperations / best;
@@ -150,7 +158,7 @@ const char* library_name(DType dtype) {
 
 const char* matmul_library(DType dtype) {
   const bool own = has_own_gemm() && library_operand_type(dtype) == DType::float32;
-  return own ? "own kernels for AVX2" : library_name(dtype);
+  return !own ? library_name(dtype) : gemm_uses_avx512() ? "own kernels for AVX-512" : "own kernels for AVX2";
 }
 
 }  // namespace attamba::kernels::cpu

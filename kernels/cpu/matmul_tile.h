@@ -31,7 +31,7 @@ bool runs_in_gemm(const TileProduct& tile);
 std::size_t tile_scratch_bytes(const TileProduct& tile);
 /// Runs on the calling thread alone and never throws: a product that oneDNN refuses is converted and given to OpenBLAS.
 void run_tile(const TileProduct& tile, void* c, const void* a, const void* b, std::byte* scratch);
-/// Whether products of bfloat16 operands run as such here; otherwise run_tile converts them to float32.
+/// Whether products of bfloat16 operands run as such here, where that is faster; otherwise they are converted to float32.
 bool has_native_bfloat16();
 /// For tests: go the native way whatever the processor is. Tiles that oneDNN then refuses are still converted one by one.
 void assume_native_bfloat16(bool native);

@@ -11,40 +11,39 @@ using namespace device;
 
 struct ForwardShared {
   Shared inputs;
-  bf16* z;      ///< [kRows, kHiddenStride]; becomes out
+  bf16* z;      ///< [kRows, kHiddenStride]; becomes out, or what the norm is yet to scale
   float* sums;  ///< [kRows, kHalves] of squares
 
-  ATTAMBA_DEVICE ForwardShared(const Sizes& s, SharedMemory shared) {
+  ATTAMBA_DEVICE ForwardShared(const SliceSizes& s, SharedMemory shared) {
     inputs.take(s, shared);
     z = shared.take<bf16>(kRows * kHiddenStride);
     sums = shared.take<float>(kRows * kHalves);
   }
-  static std::size_t bytes(const Sizes& s) {
+  static std::size_t bytes(const SliceSizes& s) {
     return Shared::bytes(s) + SharedMemory::bytes_of<bf16>(kRows * kHiddenStride) +
            SharedMemory::bytes_of<float>(kRows * kHalves);
   }
 };
 
 /// y becomes Y silu(z); returns in `squares` the sums of squares of the lane's two rows over the warp's columns.
-template <int kHead>
-ATTAMBA_DEVICE void gate(const Sizes& s, const Inputs<bf16>& in, const ForwardShared& shared, const WarpPlace& place,
-                         float (&y)[kHalf / kHead][kHead / 8][4], float (&squares)[2]) {
+ATTAMBA_DEVICE void gate(const SliceSizes& s, const Inputs<bf16>& in, const ForwardShared& shared, const WarpPlace& place,
+                         float (&y)[kWarpUnits][kUnit / 8][4], float (&squares)[2]) {
   squares[0] = squares[1] = 0;
 #pragma unroll
-  for (int h = 0; h < kHalf / kHead; ++h) {
-    if (never(s, h)) {
+  for (int own = 0; own < kWarpUnits; ++own) {
+    if (never(s, own)) {
       break;
     }
-    const float skip = load(in.d_skip + place.first_head<kHead>() + h);
+    const float skip = load(in.d_skip + s.head_of(place.unit(own) / s.units));
 #pragma unroll
-    for (int tile = 0; tile < kHead / 8; ++tile) {
-      const int column = place.column<kHead>(h) + tile * 8;
+    for (int tile = 0; tile < kUnit / 8; ++tile) {
+      const int column = place.column(own) + tile * 8;
 #pragma unroll
       for (int row = 0; row < 2; ++row) {
         const std::uint32_t x = load_pair(shared.inputs.active + place.row(row) * shared.inputs.stride + column);
         const std::uint32_t z = load_pair(shared.z + place.row(row) * kHiddenStride + column);
-        float& low = y[h][tile][2 * row];
-        float& high = y[h][tile][2 * row + 1];
+        float& low = y[own][tile][2 * row];
+        float& high = y[own][tile][2 * row + 1];
         low = (low + skip * low_half(x)) * low_half(z) * sigmoid_fast(low_half(z));
         high = (high + skip * high_half(x)) * high_half(z) * sigmoid_fast(high_half(z));
         squares[row] += low * low + high * high;
@@ -57,105 +56,158 @@ ATTAMBA_DEVICE void gate(const Sizes& s, const Inputs<bf16>& in, const ForwardSh
   }
 }
 
-template <int kHead>
-ATTAMBA_DEVICE void normalize(const Sizes& s, const ForwardShared& shared, const WarpPlace& place,
-                              const float (&y)[kHalf / kHead][kHead / 8][4]) {
+/// The rows' values times `scale` and weight(column), into z.
+template <class Weight>
+ATTAMBA_DEVICE void write_rows(const ForwardShared& shared, const WarpPlace& place, const float (&y)[kWarpUnits][kUnit / 8][4],
+                               int row, float scale, const Weight& weight) {
 #pragma unroll
-  for (int row = 0; row < 2; ++row) {
-    const float* sums = shared.sums + place.row(row) * kHalves;
-    const float scale = rsqrt((load(sums) + load(sums + 1)) / static_cast<float>(kFusedHidden) + s.eps);
+  for (int own = 0; own < kWarpUnits; ++own) {
 #pragma unroll
-    for (int h = 0; h < kHalf / kHead; ++h) {
-#pragma unroll
-      for (int tile = 0; tile < kHead / 8; ++tile) {
-        const int column = place.column<kHead>(h) + tile * 8;
-        const float* weight = shared.inputs.norm + column;
-        store_pair(shared.z + place.row(row) * kHiddenStride + column, y[h][tile][2 * row] * scale * load(weight),
-                   y[h][tile][2 * row + 1] * scale * load(weight + 1));
-      }
+    for (int tile = 0; tile < kUnit / 8; ++tile) {
+      const int column = place.column(own) + tile * 8;
+      store_pair(shared.z + place.row(row) * kHiddenStride + column, y[own][tile][2 * row] * scale * weight(column),
+                 y[own][tile][2 * row + 1] * scale * weight(column + 1));
     }
   }
 }
 
-/// One tile; `state` at its entry, where a chunk enters.
-template <int kState>
-ATTAMBA_DEVICE void tile_output(const Sizes& s, const Inputs<bf16>& in, const ForwardShared& shared, const Tile& tile,
+/// Of a row whose sums are complete.
+ATTAMBA_DEVICE float row_scale(const SliceSizes& s, const ForwardShared& shared, int row) {
+  const float* sums = shared.sums + row * kHalves;
+  return rsqrt((load(sums) + load(sums + 1)) / static_cast<float>(s.all_hidden) + s.eps);
+}
+
+/// One slice of a tile, into z; `state` at its entry, where a chunk enters.
+template <class F>
+ATTAMBA_DEVICE void tile_output(const SliceSizes& s, const Inputs<bf16>& in, const ForwardShared& shared, const Tile& tile,
                                 const float* state) {
-  constexpr int kHead = kFusedHead;
-  fetch_rows(tile, input_row(s, in, tile.begin), s.projection, shared.z);
+  if constexpr (F::kSliced) {
+    load_weights(s, in, shared.inputs);
+  }
+  fetch_rows(tile, input_row(s, in, tile.begin) + s.column(), s.projection, shared.z);
   sync_block();
-  convolve_tile(s, in, tile, shared.inputs);
+  convolve_tile(s, in, tile, shared.inputs, s.slice == 0 ? s.channels : s.hidden);
   load_steps(s, in, tile, shared.inputs);
   copy_async_wait<0>();
   sync_block();
   const WarpPlace place;
-  float y[kHalf / kHead][kHead / 8][4] = {}, squares[2];
+  float y[kWarpUnits][kUnit / 8][4] = {}, squares[2];
   const bool works = place.first_row() < tile.rows;
   if (works) {
-    mix<kHead, kState>(s, shared.inputs, place, state, y);
-    gate<kHead>(s, in, shared, place, y, squares);
+    mix<F::kState>(s, shared.inputs, place, state, y);
+    gate(s, in, shared, place, y, squares);
 #pragma unroll
     for (int row = 0; row < 2; ++row) {
       if (place.q == 0) {
-        store(shared.sums + place.row(row) * kHalves + place.half, squares[row]);
+        float* sum = shared.sums + place.row(row) * kHalves + place.half;
+        store(sum, s.slice == 0 ? squares[row] : load(sum) + squares[row]);
+      }
+      if constexpr (F::kSliced) {
+        write_rows(shared, place, y, row, 1, [](int) { return 1.0f; });
       }
     }
   }
   sync_block();
-  if (works) {
-    normalize<kHead>(s, shared, place, y);
+  if (works && !F::kSliced) {
+#pragma unroll
+    for (int row = 0; row < 2; ++row) {
+      write_rows(shared, place, y, row, row_scale(s, shared, place.row(row)),
+                 [&](int column) { return load(shared.inputs.norm + column); });
+    }
+  }
+}
+
+/// Scales the tile's rows of `out`, which this block has written, all slices: eight columns by one strip per thread.
+ATTAMBA_DEVICE void normalize(const SliceSizes& s, const Inputs<bf16>& in, const ForwardShared& shared, const Tile& tile,
+                              bf16* out) {
+  const int packs = s.all_hidden / 8;
+  for (int item = own_thread(); item < packs * strip_count(tile.rows); item += kFusedThreads) {
+    const int column = item % packs * 8, first = item / packs * kStripRows;
+    const int end = first + kStripRows < tile.rows ? first + kStripRows : tile.rows;
+    const Pack<float> weight[2] = {Pack<float>::read(in.norm + column), Pack<float>::read(in.norm + column + 4)};
+#pragma unroll 4
+    for (int t = first; t < end; ++t) {
+      auto* to = reinterpret_cast<Bytes16*>(out + static_cast<std::int64_t>(tile.begin + t) * s.all_hidden + column);
+      const float scale = row_scale(s, shared, t);
+      Bytes16 raw = load(to);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        raw.word[i] = pack_bf16(low_half(raw.word[i]) * scale * weight[i / 2].value[i % 2 * 2],
+                                high_half(raw.word[i]) * scale * weight[i / 2].value[i % 2 * 2 + 1]);
+      }
+      store(to, raw);
+    }
   }
 }
 
 /// `states`: one per block, or, where walks are shared out, one per slot.
-template <int kState, int kGroups>
+template <class F>
 ATTAMBA_KERNEL(kFusedThreads, 2)
 chunk_scan_kernel(Sizes given, Inputs<bf16> in, bf16* out, float* states, bool shared_out) {
-  constexpr int kPacks = kFusedHidden / 8, kStateSize = kFusedHidden * kState;
-  const Sizes s = fixed_sizes<kState, kGroups>(given);
+  constexpr int kPacks = kFusedHidden / 8;
+  const bool shares = !F::kSliced && shared_out;
+  SliceSizes s = F::sizes(given);
   const ForwardShared shared(s, SharedMemory());
-  load_weights(s, in, shared.inputs);
+  if constexpr (!F::kSliced) {
+    load_weights(s, in, shared.inputs);
+  }
   for (int range = block_x(); range * kRange < s.rows; range += grid_x()) {
-    int begin = first_chunk(s, in, range), limit = (range + 1) * kRange, other = shared_out ? shared_tile(s, in, range) : -1;
+    int begin = first_chunk(s, in, range), limit = (range + 1) * kRange, other = shares ? shared_tile(s, in, range) : -1;
     if (begin < 0) {
       begin = limit = other;
       other = -1;
     }
     while (begin >= 0) {
-      const Tile tile = cut_tile(s, in, begin, limit, shared.inputs.starts);
+      const Tile tile = cut_tile(s, in, begin, F::kSliced ? (range + 1) * kRange : limit, shared.inputs.starts);
       if (tile.rows == 0) {
         break;
       }
-      float* state = states + static_cast<std::int64_t>(shared_out ? slot_of(begin) : block_x()) * kStateSize;
-      tile_output<kState>(s, in, shared, tile, state);
-      if (shared_out) {
+      float* all_states = states + static_cast<std::int64_t>(shares ? slot_of(begin) : block_x()) * s.all_state_size();
+      for (s.slice = 0; s.column() < s.all_hidden; ++s.slice) {
+        float* state = all_states + s.slice * F::kSliceState;
+        tile_output<F>(s, in, shared, tile, state);
+        if (!shares && !tile.last) {
+          const int leaving = leaving_chunk(s, in, tile);
+          if (leaving < kRows) {
+            pass_state<F::kState>(s, shared.inputs, leaving, state, state);
+          }
+        }
+        sync_block();
+        for (int i = own_thread(); i < tile.rows * kPacks; i += kFusedThreads) {
+          const int t = i / kPacks, column = i % kPacks * 8;
+          store(
+              reinterpret_cast<Bytes16*>(out + static_cast<std::int64_t>(tile.begin + t) * s.all_hidden + s.column() + column),
+              load(reinterpret_cast<const Bytes16*>(shared.z + t * kHiddenStride + column)));
+        }
+        sync_block();
+      }
+      if constexpr (F::kSliced) {
+        normalize(s, in, shared, tile, out);
+        sync_block();  // the rows' sums are read
+      }
+      if (shares) {
         begin = limit = other;
         other = -1;
-      } else if (tile.last) {
-        begin = -1;
       } else {
-        begin += tile.rows;
-        const int leaving = leaving_chunk(s, in, tile);
-        if (leaving < kRows) {
-          pass_state<kFusedHead, kState>(s, shared.inputs, leaving, state, state);
-        }
+        begin = tile.last ? -1 : tile.begin + tile.rows;
       }
-      sync_block();
-      for (int i = own_thread(); i < tile.rows * kPacks; i += kFusedThreads) {
-        const int t = i / kPacks, column = i % kPacks * 8;
-        store(reinterpret_cast<Bytes16*>(out + static_cast<std::int64_t>(tile.begin + t) * kFusedHidden + column),
-              load(reinterpret_cast<const Bytes16*>(shared.z + t * kHiddenStride + column)));
-      }
-      sync_block();
     }
   }
 }
 
 }  // namespace
 
-bool is_fused(const ScanShape& shape) {
-  return shape.hidden == kFusedHidden && shape.heads == kFusedHidden / kFusedHead && shape.conv == kFusedTaps &&
-         ((shape.state == 32 && shape.groups <= kHalves) || (shape.state == 128 && shape.groups == 1));
+bool is_fused(const ScanShape& shape, std::int64_t n) {
+  if (shape.conv != kFusedTaps || shape.hidden % kFusedHidden != 0) {
+    return false;
+  }
+  if (!is_sliced(make_sizes(shape, 0))) {
+    return (shape.state == 32 && shape.groups <= kHalves) || (shape.state == 128 && shape.groups == 1);
+  }
+  const bool narrow_heads = shape.heads * kUnit == shape.hidden, wide_heads = shape.heads * 2 * kUnit == shape.hidden;
+  const bool form = (shape.state == 32 && (narrow_heads || wide_heads)) || (shape.state == 64 && wide_heads);
+  const bool rows_aligned = shape.projection() * static_cast<std::int64_t>(sizeof(bf16)) % 16 == 0;
+  return form && rows_aligned && shape.groups == 1 && !shares_walks(shape, n);
 }
 
 std::size_t fused_workspace(const ScanShape& shape, std::int64_t rows, bool shared_out) {
@@ -172,9 +224,9 @@ void fused_forward(const Launch& launch, bf16* out, const Sizes& s, const Inputs
   if (shared_out) {
     long_states(launch, s, in, states, scratch.take<float>(count * static_cast<std::size_t>(s.heads)));
   }
-  const Grid grid{.x = fused_blocks(s.rows), .threads = kFusedThreads, .shared_bytes = ForwardShared::bytes(s)};
-  dispatch_fused(s, [&]<int kState, int kGroups>() {
-    launch_kernel("chunk_scan", chunk_scan_kernel<kState, kGroups>, launch, grid, s, in, out, states, shared_out);
+  dispatch_fused(s, [&]<class F>() {
+    const Grid grid{.x = fused_blocks(s.rows), .threads = kFusedThreads, .shared_bytes = ForwardShared::bytes(F::sizes(s))};
+    launch_kernel("chunk_scan", chunk_scan_kernel<F>, launch, grid, s, in, out, states, shared_out);
   });
 }
 

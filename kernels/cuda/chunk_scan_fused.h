@@ -6,6 +6,11 @@
 // and states at their entries are made before, in two launches (chunk_scan_fused_long.cu). Warps are laid out as strips of 16
 // rows by halves of the heads: a strip's scores C B^T serve all heads of a group.
 //
+// A tile is worked on kFusedHidden columns at a time, those of several heads, in units of kUnit. A wider SSM has more such
+// slices, which a block does one after the other; what couples them, sums of the norm over a row and of the scores' gradients
+// over the heads, it adds up on its way. So the norm's sums are made before gradients are, and the forward kernel scales what
+// it wrote.
+//
 // Matrix fragments are those of mma_16x8x16: with g = lane / 4 and q = lane % 4 a lane holds rows g and g + 8 and columns 2q,
 // 2q + 1 of every 8. An accumulator's columns of 16 are the next product's operand as they lie.
 #pragma once
@@ -21,7 +26,9 @@ namespace attamba::kernels::cuda::scan {
 using device::bf16;
 using device::Bytes16;
 
-constexpr int kFusedHidden = 256, kFusedHead = 32, kFusedTaps = 4;
+constexpr int kFusedHidden = 256;  ///< columns of a slice
+constexpr int kUnit = 32;          ///< columns of a head that are worked on at a time
+constexpr int kUnits = kFusedHidden / kUnit, kFusedTaps = 4;
 constexpr int kRange = 32;  ///< one ballot finds the first chunk
 constexpr int kStripRows = 16, kStrips = 3, kRows = kStrips * kStripRows;
 constexpr int kHalves = 2, kHalf = kFusedHidden / kHalves;  ///< columns of a warp
@@ -33,12 +40,14 @@ constexpr std::int64_t kMostFusedBlocks = 512;  ///< each with the partial gradi
 constexpr std::int64_t kLongestWalk = 4 * kRows;
 constexpr int kEdge = kFusedTaps - 1;  ///< rows that the convolution reaches back, or its gradient ahead
 
-/// Whether the fused kernels serve this shape: 8 heads of 32, 4 taps, N 32 in one or two groups or N 128.
-bool is_fused(const ScanShape& shape);
 /// Whether tiles of a walk are shared out among blocks, for sequences of n rows.
 inline bool shares_walks(const ScanShape& shape, std::int64_t n) {
   return (shape.longest_chunk > 0 ? std::min(shape.longest_chunk, n) : n) > kLongestWalk;
 }
+/// Whether the fused kernels serve this shape, for sequences of n rows: 4 taps, and 8 heads of 32 with N 32 in one or two
+/// groups or N 128; or, where walks are not shared out, any number of slices in one group with heads of 32 and N 32, or heads
+/// of 64 and N 32 or 64.
+bool is_fused(const ScanShape& shape, std::int64_t n);
 std::size_t fused_workspace(const ScanShape& shape, std::int64_t rows, bool shared_out);
 std::size_t fused_backward_workspace(const ScanShape& shape, std::int64_t rows, bool shared_out);
 void fused_forward(const Launch& launch, bf16* out, const Sizes& s, const Inputs<bf16>& in, bool shared_out);
@@ -68,30 +77,78 @@ inline std::int64_t fused_blocks(std::int64_t rows) {
   return ranges < kMostFusedBlocks ? ranges : kMostFusedBlocks;
 }
 
-/// The sizes of a fused kernel, all but the rows known when it is compiled: places in shared memory become constants.
-template <int kState, int kGroups>
-ATTAMBA_DEVICE Sizes fixed_sizes(const Sizes& given) {
-  Sizes s = given;
-  s.hidden = kFusedHidden;
-  s.state = kState;
-  s.heads = kFusedHidden / kFusedHead;
-  s.groups = kGroups;
-  s.conv = kFusedTaps;
-  s.head = kFusedHead;
-  s.channels = s.hidden + 2 * kGroups * kState;
-  s.projection = s.hidden + s.channels + s.heads;
-  s.first = 0;
-  return s;
+/// Sizes of one slice, and where it lies in rows of the whole.
+struct SliceSizes : Sizes {
+  int units;  ///< of a head
+  bool sliced;
+  int slice, slices;
+  int all_hidden, all_heads;
+
+  /// Column in z, and in X.
+  ATTAMBA_HOST_DEVICE int column() const { return slice * kFusedHidden; }
+  /// Among all heads.
+  ATTAMBA_HOST_DEVICE int head_of(int own) const { return slice * heads + own; }
+  /// Of a channel among those of the whole; B and C are every slice's.
+  ATTAMBA_HOST_DEVICE int channel_of(int own) const {
+    return own + (own < kFusedHidden ? column() : all_hidden - kFusedHidden);
+  }
+  ATTAMBA_HOST_DEVICE int all_channels() const { return all_hidden - hidden + channels; }
+  ATTAMBA_HOST_DEVICE int all_state_size() const { return all_hidden * state; }
+  ATTAMBA_HOST_DEVICE int all_partial_size() const { return all_channels() * conv + all_hidden + 3 * all_heads; }
+};
+
+/// What a fused kernel is compiled for: N, G, the units of a head, and whether there may be several slices.
+template <int kState_, int kGroups_, int kUnitsOfHead_, bool kSliced_>
+struct Form {
+  static constexpr int kState = kState_, kGroups = kGroups_, kUnitsOfHead = kUnitsOfHead_;
+  static constexpr bool kSliced = kSliced_;
+  static constexpr int kSliceState = kFusedHidden * kState;
+
+  /// All but the rows and what follows from the number of slices are constants: places in shared memory become constants.
+  ATTAMBA_HOST_DEVICE static SliceSizes sizes(const Sizes& given) {
+    SliceSizes s{};
+    static_cast<Sizes&>(s) = given;
+    s.all_hidden = kSliced ? given.hidden : kFusedHidden;
+    s.slices = kSliced ? given.hidden / kFusedHidden : 1;
+    s.units = kUnitsOfHead;
+    s.sliced = kSliced;
+    s.hidden = kFusedHidden;
+    s.state = kState;
+    s.heads = kUnits / kUnitsOfHead;
+    s.all_heads = s.slices * s.heads;
+    s.groups = kGroups;
+    s.conv = kFusedTaps;
+    s.head = kUnit * kUnitsOfHead;
+    s.channels = s.hidden + 2 * kGroups * kState;
+    s.projection = s.all_hidden + s.all_channels() + s.all_heads;
+    s.first = 0;
+    return s;
+  }
+};
+inline bool is_sliced(const Sizes& s) {
+  return s.hidden != kFusedHidden || s.head != kUnit;
 }
-/// Calls body.operator()<N, G>() for a shape that is_fused.
+/// Calls body.operator()<Form>() for a shape that is_fused.
+template <class Body>
+void dispatch_whole(const Sizes& s, const Body& body) {
+  if (s.state == 128) {
+    body.template operator()<Form<128, 1, 1, false>>();
+  } else if (s.groups == 1) {
+    body.template operator()<Form<32, 1, 1, false>>();
+  } else {
+    body.template operator()<Form<32, 2, 1, false>>();
+  }
+}
 template <class Body>
 void dispatch_fused(const Sizes& s, const Body& body) {
-  if (s.state == 128) {
-    body.template operator()<128, 1>();
-  } else if (s.groups == 1) {
-    body.template operator()<32, 1>();
+  if (!is_sliced(s)) {
+    dispatch_whole(s, body);
+  } else if (s.head == kUnit) {
+    body.template operator()<Form<32, 1, 1, true>>();
+  } else if (s.state == 32) {
+    body.template operator()<Form<32, 1, 2, true>>();
   } else {
-    body.template operator()<32, 2>();
+    body.template operator()<Form<64, 1, 2, true>>();
   }
 }
 
@@ -244,7 +301,7 @@ struct Shared {
   float* decay;  ///< [Hs, kRows], sum of log2 of the decays of rows 0..t
   int* starts;   ///< [kRows]
 
-  ATTAMBA_DEVICE void take(const Sizes& s, device::SharedMemory& shared) {
+  ATTAMBA_DEVICE void take(const SliceSizes& s, device::SharedMemory& shared) {
     stride = s.channels + kPadding;
     active = shared.take<bf16>(kRows * stride);
     conv = shared.take<float>(kFusedTaps * s.channels);
@@ -253,7 +310,7 @@ struct Shared {
     decay = shared.take<float>(s.heads * kRows);
     starts = shared.take<int>(kRows);
   }
-  static std::size_t bytes(const Sizes& s) {
+  static std::size_t bytes(const SliceSizes& s) {
     using device::SharedMemory;
     return SharedMemory::bytes_of<bf16>(kRows * (s.channels + kPadding)) +
            SharedMemory::bytes_of<float>(kFusedTaps * s.channels) + SharedMemory::bytes_of<float>(s.hidden) +
@@ -261,20 +318,23 @@ struct Shared {
   }
 };
 
-ATTAMBA_DEVICE void load_weights(const Sizes& s, const Inputs<bf16>& in, const Shared& shared) {
+/// The slice's.
+ATTAMBA_DEVICE void load_weights(const SliceSizes& s, const Inputs<bf16>& in, const Shared& shared) {
   for (int i = own_thread(); i < s.channels * kFusedTaps; i += kFusedThreads) {
-    device::store(shared.conv + i % kFusedTaps * s.channels + i / kFusedTaps, device::load(in.conv + i));
+    const int channel = i / kFusedTaps, tap = i % kFusedTaps;
+    device::store(shared.conv + tap * s.channels + channel, device::load(in.conv + s.channel_of(channel) * kFusedTaps + tap));
   }
   for (int i = own_thread(); i < s.hidden; i += kFusedThreads) {
-    device::store(shared.norm + i, device::load(in.norm + i));
+    device::store(shared.norm + i, device::load(in.norm + s.column() + i));
   }
 }
 
-/// Fills `active` from four channels by kConvRows rows per thread. `starts` are there.
-ATTAMBA_DEVICE void convolve_tile(const Sizes& s, const Inputs<bf16>& in, const Tile& tile, const Shared& shared) {
+/// Fills the slice's first `channels` of `active`, four channels by kConvRows rows per thread. `starts` are there.
+ATTAMBA_DEVICE void convolve_tile(const SliceSizes& s, const Inputs<bf16>& in, const Tile& tile, const Shared& shared,
+                                  int channels) {
   using device::Bytes8;
   constexpr int kHistory = kFusedTaps - 1, kWide = 4;
-  const int packs = s.channels / kWide, rows = strip_count(tile.rows) * kStripRows;
+  const int packs = channels / kWide, rows = strip_count(tile.rows) * kStripRows;
   for (int item = own_thread(); item < packs * (rows / kConvRows); item += kFusedThreads) {
     const int channel = item % packs * kWide, first = item / packs * kConvRows, chunk = device::load(shared.starts + first);
     Bytes8 raw[kHistory + kConvRows];
@@ -283,7 +343,8 @@ ATTAMBA_DEVICE void convolve_tile(const Sizes& s, const Inputs<bf16>& in, const 
       const int t = first - kHistory + i;
       raw[i] = Bytes8{};
       if (t >= chunk && t < tile.rows) {
-        raw[i] = device::load(reinterpret_cast<const Bytes8*>(input_row(s, in, tile.begin + t) + s.hidden + channel));
+        raw[i] = device::load(
+            reinterpret_cast<const Bytes8*>(input_row(s, in, tile.begin + t) + s.all_hidden + s.channel_of(channel)));
       }
     }
     float weight[kFusedTaps][kWide], x[kFusedTaps][kWide] = {};  // x[j] is that of j rows before
@@ -331,15 +392,22 @@ ATTAMBA_DEVICE void convolve_tile(const Sizes& s, const Inputs<bf16>& in, const 
   }
 }
 
+/// dt of a head of the slice, with its bias.
+ATTAMBA_DEVICE float slice_step(const SliceSizes& s, const Inputs<bf16>& in, int t, int head) {
+  const int all = s.head_of(head);
+  const float dt = device::to_float(device::load(input_row(s, in, t) + s.projection - s.all_heads + all));
+  return in.dt_bias == nullptr ? dt : dt + device::load(in.dt_bias + all);
+}
+
 /// Fills delta and decay, a warp per head.
-ATTAMBA_DEVICE void load_steps(const Sizes& s, const Inputs<bf16>& in, const Tile& tile, const Shared& shared) {
+ATTAMBA_DEVICE void load_steps(const SliceSizes& s, const Inputs<bf16>& in, const Tile& tile, const Shared& shared) {
   const int lane = own_lane();
   for (int head = own_warp(); head < s.heads; head += kFusedWarps) {
-    const float rate = -device::exp(device::load(in.a_log + head)) * kLog2E;
+    const float rate = -device::exp(device::load(in.a_log + s.head_of(head))) * kLog2E;
     float before = 0;
     for (int first = 0; first < kRows; first += device::kWarp) {
       const int t = first + lane;
-      const float delta = t < tile.rows ? softplus(input_step(s, in, tile.begin + t, head)) : 0.0f;
+      const float delta = t < tile.rows ? softplus(slice_step(s, in, tile.begin + t, head)) : 0.0f;
       float sum = rate * delta;
 #pragma unroll
       for (int step = 1; step < device::kWarp; step *= 2) {
@@ -357,12 +425,12 @@ ATTAMBA_DEVICE void load_steps(const Sizes& s, const Inputs<bf16>& in, const Til
 }
 
 // ------------------------------------------------------------------------------------------------ states of long chunks
-// A head's state S [E/Hs, N] lies in workspace as accumulators, so that a lane reads back what a second operand takes: per 16
+// A unit's state S [kUnit, N] lies in workspace as accumulators, so that a lane reads back what a second operand takes: per 16
 // rows of S by 16 columns, per lane, columns 0..7's and 8..15's four values.
 constexpr int kStatePiece = 8 * device::kWarp;
-template <int kHead, int kState, class T>
-ATTAMBA_DEVICE T* state_piece(T* states, int head, int rows16, int columns16, int lane) {
-  return states + ((head * (kHead / 16) + rows16) * (kState / 16) + columns16) * kStatePiece + lane * 8;
+template <int kState, class T>
+ATTAMBA_DEVICE T* state_piece(T* states, int unit, int rows16, int columns16, int lane) {
+  return states + ((unit * (kUnit / 16) + rows16) * (kState / 16) + columns16) * kStatePiece + lane * 8;
 }
 
 /// acc [16, 16] += m^T (w o v) over strips of the tile's rows, from columns `column` of m and `vectors` of `active`;
@@ -386,7 +454,7 @@ ATTAMBA_DEVICE void add_outer_products(float (&acc0)[4], float (&acc1)[4], const
   }
 }
 
-/// Starts the copy of a tile's rows of E columns; those after the last one get zeros up to the end of their strip.
+/// Starts the copy of a slice's columns of a tile's rows; those after the last one get zeros up to the end of their strip.
 ATTAMBA_DEVICE void fetch_rows(const Tile& tile, const bf16* from, int stride, bf16* to) {
   constexpr int kPacks = kFusedHidden / 8;
   for (int i = own_thread(); i < strip_count(tile.rows) * kStripRows * kPacks; i += kFusedThreads) {

@@ -20,17 +20,21 @@ struct Passing {
   float* gradients;  ///< [slots, E N], of these
   float* edges;      ///< [slots, kEdge, channels], see Edges
   float* rests;      ///< the same, or null where the tiles of a walk go to one block
-  float* norm_sums;  ///< [blocks, kStrips, E], or null where they fit in shared memory
-  float* products;   ///< [blocks, 2, halves, kStrips, N / 16] pieces of dB (from the exit) and dC (from the entry)
+  float* norm_sums;  ///< [blocks, slices, kStrips, kFusedHidden], or null where they fit in shared memory
+  /// [blocks, Part, halves, kStrips, N / 16] pieces of dB and dC. Of `from_exit` and `from_entry` a half has its heads' sums;
+  /// of `slices`, where there may be several, half 0 has dB and half 1 dC of those before.
+  float* products;
+  enum Part { from_exit, from_entry, slices };
 
   ATTAMBA_DEVICE bool shared_out() const { return rests != nullptr; }
-  ATTAMBA_DEVICE float* own_norm_sums() const {
-    return norm_sums == nullptr ? nullptr : norm_sums + std::int64_t{block_x()} * (kStrips * kFusedHidden);
+  ATTAMBA_DEVICE float* own_norm_sums(const SliceSizes& s) const {
+    return norm_sums == nullptr ? nullptr : norm_sums + std::int64_t{block_x()} * (kStrips * s.all_hidden);
   }
-  template <int kState>
-  ATTAMBA_DEVICE float* own_products(int which) const {
-    constexpr int kProducts = kHalves * kRows * kState;
-    return products + (std::int64_t{block_x()} * 2 + which) * kProducts;
+  ATTAMBA_HOST_DEVICE static constexpr int parts(bool sliced) { return sliced ? 3 : 2; }
+  template <class F>
+  ATTAMBA_DEVICE float* own_products(Part part) const {
+    constexpr int kProducts = kHalves * kRows * F::kState;
+    return products + (std::int64_t{block_x()} * parts(F::kSliced) + part) * kProducts;
   }
 };
 ATTAMBA_DEVICE float* in_slot(float* values, int slot, int size) {
@@ -39,8 +43,8 @@ ATTAMBA_DEVICE float* in_slot(float* values, int slot, int size) {
 
 /// acc [16, N] of the warp's strip, a group's dB (half 0) or dC (half 1), from the scores' gradients of the group's halves.
 template <int kState>
-ATTAMBA_DEVICE void score_products(const Sizes& s, const BackwardShared& shared, const WarpPlace& place, int strips, int group,
-                                   float (&acc)[kState / 8][4]) {
+ATTAMBA_DEVICE void score_products(const SliceSizes& s, const BackwardShared& shared, const WarpPlace& place, int strips,
+                                   int group, float (&acc)[kState / 8][4]) {
   const Shared& in = shared.inputs;
   const bool is_c = place.half == 1;
   for (int other = 0; other < strips; ++other) {
@@ -68,7 +72,7 @@ ATTAMBA_DEVICE void score_products(const Sizes& s, const BackwardShared& shared,
 }
 
 template <int kState>
-ATTAMBA_DEVICE void add_products(const Sizes& s, const WarpPlace& place, int group, float* products,
+ATTAMBA_DEVICE void add_products(const SliceSizes& s, const WarpPlace& place, int group, float* products,
                                  float (&acc)[kState / 8][4]) {
   for (int half = s.groups == 1 ? 0 : group; half < (s.groups == 1 ? kHalves : group + 1); ++half) {
 #pragma unroll
@@ -110,14 +114,14 @@ ATTAMBA_DEVICE float chunk_suffix(float value, const int* starts, int first, int
   return value;
 }
 
-/// A warp per head: ddt, and the head's weights' sums. `state` and `gradient` where one chunk fills the tile.
+/// A warp per head of the slice: ddt, and the head's weights' sums. `state` and `gradient` where one chunk fills the tile.
 template <int kState>
-ATTAMBA_DEVICE void step_gradient(const Sizes& s, const Inputs<bf16>& in, const Tile& tile, const BackwardShared& shared,
+ATTAMBA_DEVICE void step_gradient(const SliceSizes& s, const Inputs<bf16>& in, const Tile& tile, const BackwardShared& shared,
                                   int leaving, float* state, float* gradient, bf16* dzxbcdt) {
-  constexpr int kParts = (kRows + kWarp - 1) / kWarp, kPieces = kFusedHead / 16 * (kState / 16);
+  constexpr int kParts = (kRows + kWarp - 1) / kWarp, kPieces = kUnit / 16 * (kState / 16);
   const int thread = own_thread(), lane = thread % kWarp;
   for (int head = thread / kWarp; head < s.heads; head += kFusedWarps) {
-    const float rate = -exp(load(in.a_log + head));
+    const float rate = -exp(load(in.a_log + s.head_of(head)));
     float whole = 0;
     if (leaving < kRows) {
       for (int strip = 0; strip < kStrips; ++strip) {
@@ -127,9 +131,9 @@ ATTAMBA_DEVICE void step_gradient(const Sizes& s, const Inputs<bf16>& in, const 
     if (leaving < 0) {
       float sum = 0;
 #pragma unroll 1
-      for (int piece = 0; piece < kPieces; ++piece) {
-        const float *a = state_piece<kFusedHead, kState>(state, head, 0, piece, lane),
-                    *b = state_piece<kFusedHead, kState>(gradient, head, 0, piece, lane);
+      for (int piece = 0; piece < kPieces * s.units; ++piece) {
+        const float *a = state_piece<kState>(state, head * s.units, 0, piece, lane),
+                    *b = state_piece<kState>(gradient, head * s.units, 0, piece, lane);
         sum += dot(a, 1, b, 1, 8);
       }
       whole += exp2_fast(load(shared.inputs.decay + head * kRows + kRows - 1)) * warp_sum(sum);
@@ -147,8 +151,9 @@ ATTAMBA_DEVICE void step_gradient(const Sizes& s, const Inputs<bf16>& in, const 
       if (t < tile.rows) {
         const float dlog = later[part] + (t >= leaving ? whole : 0.0f);
         const float ddt =
-            (load(shared.ddelta + head * kRows + t) + rate * dlog) * sigmoid(input_step(s, in, tile.begin + t, head));
-        store(dzxbcdt + static_cast<std::int64_t>(tile.begin + t) * s.projection + s.projection - s.heads + head, to_bf16(ddt));
+            (load(shared.ddelta + head * kRows + t) + rate * dlog) * sigmoid(slice_step(s, in, tile.begin + t, head));
+        bf16* end = dzxbcdt + static_cast<std::int64_t>(tile.begin + t + 1) * s.projection;
+        store(end - s.all_heads + s.head_of(head), to_bf16(ddt));
         rate_sum += load(shared.inputs.delta + head * kRows + t) * dlog;
         bias_sum += ddt;
       }
@@ -160,7 +165,7 @@ ATTAMBA_DEVICE void step_gradient(const Sizes& s, const Inputs<bf16>& in, const 
       for (int strip = 0; strip < strip_count(tile.rows); ++strip) {
         trace += load(shared.traces + strip * s.heads + head);
       }
-      float* sums = shared.head_sums + head;
+      float* sums = shared.head_sums(s) + head;
       store(sums, load(sums) + rate * rate_sum);
       store(sums + s.heads, load(sums + s.heads) + trace);
       store(sums + 2 * s.heads, load(sums + 2 * s.heads) + bias_sum);
@@ -178,48 +183,87 @@ struct Step {
 
 /// The gradient of the state at the tile's entry: what the tile's dY adds, and `exit` decayed, where its chunk goes on.
 template <int kState>
-ATTAMBA_DEVICE void entry_gradient(const Sizes& s, const BackwardShared& shared, int strips, const float* exit, float* entry) {
+ATTAMBA_DEVICE void entry_gradient(const SliceSizes& s, const BackwardShared& shared, int strips, const float* exit,
+                                   float* entry) {
   const Shared& inputs = shared.inputs;
-  pass_outer_products<kFusedHead, kState>(s, shared.dy, kHiddenStride, inputs, true, strips, exit, entry, [&](int head, int t) {
+  pass_outer_products<kState>(s, shared.dy, kHiddenStride, inputs, true, strips, exit, entry, [&](int head, int t) {
     return load(inputs.starts + t) < 0 ? exp2_fast(load(inputs.decay + head * kRows + t)) : 0.0f;
   });
 }
 
+/// Fills dy with the slice's dout, `active` up to `channels`, and the steps; `starts` are there.
+template <class F>
+ATTAMBA_DEVICE void load_tile(const SliceSizes& s, const Inputs<bf16>& in, const BackwardShared& shared, const Tile& tile,
+                              const bf16* dout, int channels) {
+  if constexpr (F::kSliced) {
+    load_weights(s, in, shared.inputs);
+    sync_block();
+  }
+  fetch_rows(tile, dout + static_cast<std::int64_t>(tile.begin) * s.all_hidden + s.column(), s.all_hidden, shared.dy);
+  convolve_tile(s, in, tile, shared.inputs, channels);
+  load_steps(s, in, tile, shared.inputs);
+  copy_async_wait<0>();
+  sync_block();
+}
+
+/// dB and dC of the slices before are added to `acc`, and what they come to is kept, unless this is the last slice.
 template <int kState>
-ATTAMBA_DEVICE void tile_gradient(const Sizes& s, const Inputs<bf16>& in, const BackwardShared& shared, const Passing& passing,
-                                  const Step& step, const bf16* dout, bf16* dzxbcdt, float* partial) {
-  constexpr int kStateSize = kFusedHidden * kState;
+ATTAMBA_DEVICE void add_slices(const SliceSizes& s, const WarpPlace& place, float* products, float (&acc)[kState / 8][4]) {
+#pragma unroll
+  for (int n = 0; n < kState / 16; ++n) {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      float* piece = product_piece<kState>(products, place, place.half, n) + 4 * i;
+      auto pack = s.slice == 0 ? Pack<float>{} : Pack<float>::read(piece);
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        acc[2 * n + i][e] += pack.value[e];
+        pack.value[e] = acc[2 * n + i][e];
+      }
+      if (s.slice + 1 < s.slices) {
+        pack.write(piece);
+      }
+    }
+  }
+}
+
+/// One slice of a tile, which load_tile has loaded.
+template <class F>
+ATTAMBA_DEVICE void slice_gradient(const SliceSizes& s, const Inputs<bf16>& in, const BackwardShared& shared,
+                                   const Passing& passing, const Step& step, bf16* dzxbcdt, float* partial) {
+  constexpr int kState = F::kState;
   const Shared& inputs = shared.inputs;
   const Tile& tile = step.tile;
   const int strips = strip_count(tile.rows), leaving = step.leaving, slot = slot_of(tile.begin);
+  const int own_state = s.slice * F::kSliceState;
   const bool works = WarpPlace().strip < strips, leaves = leaving < kRows, enters = load(inputs.starts) < 0;
-  float *state = in_slot(passing.states, slot, kStateSize), *exit = in_slot(passing.gradients, slot + 1, kStateSize);
-  fetch_rows(tile, dout + static_cast<std::int64_t>(tile.begin) * kFusedHidden, kFusedHidden, shared.dy);
-  convolve_tile(s, in, tile, inputs);
-  load_steps(s, in, tile, inputs);
-  copy_async_wait<0>();
-  sync_block();
-  gate_backward<kState>(s, in, tile, shared, WarpPlace(), works, state, dzxbcdt);
+  float* state = in_slot(passing.states, slot, s.all_state_size()) + own_state;
+  float* exit = in_slot(passing.gradients, slot + 1, s.all_state_size()) + own_state;
+  gate_backward<kState, F::kSliced ? Gate::gradients : Gate::whole>(s, in, tile, shared, WarpPlace(), works, state, dzxbcdt);
   sync_block();
   if (works) {
     const WarpPlace place;
     if (enters) {
-      state_products<kState>(place, shared.dy, kHiddenStride, state, passing.own_products<kState>(1), [&](int head, int t) {
-        return load(inputs.starts + t) < 0 ? exp2_fast(load(inputs.decay + head * kRows + t)) : 0.0f;
-      });
+      state_products<kState>(s, place, shared.dy, kHiddenStride, state, passing.own_products<F>(Passing::from_entry),
+                             [&](int head, int t) {
+                               const float* decay = inputs.decay + head * kRows;
+                               return load(inputs.starts + t) < 0 ? exp2_fast(load(decay + t)) : 0.0f;
+                             });
     }
     if (leaves) {
-      state_products<kState>(place, inputs.active, inputs.stride, exit, passing.own_products<kState>(0), [&](int head, int t) {
-        const float* decay = inputs.decay + head * kRows;
-        return t >= leaving ? exp2_fast(load(decay + kRows - 1) - load(decay + t)) * load(inputs.delta + head * kRows + t)
-                            : 0.0f;
-      });
+      state_products<kState>(s, place, inputs.active, inputs.stride, exit, passing.own_products<F>(Passing::from_exit),
+                             [&](int head, int t) {
+                               const float* decay = inputs.decay + head * kRows;
+                               const float to_end = load(decay + kRows - 1) - load(decay + t);
+                               return t >= leaving ? exp2_fast(to_end) * load(inputs.delta + head * kRows + t) : 0.0f;
+                             });
     }
     pair_gradient<kState>(s, in, shared, place, strips, leaving, exit);
   }
   sync_block();  // the scores' gradients are there
   if (enters && !passing.shared_out()) {
-    entry_gradient<kState>(s, shared, strips, leaving < 0 ? exit : nullptr, in_slot(passing.gradients, slot, kStateSize));
+    entry_gradient<kState>(s, shared, strips, leaving < 0 ? exit : nullptr,
+                           in_slot(passing.gradients, slot, s.all_state_size()) + own_state);
   }
   step_gradient<kState>(s, in, tile, shared, leaving, state, exit, dzxbcdt);
   const WarpPlace place;
@@ -229,34 +273,64 @@ ATTAMBA_DEVICE void tile_gradient(const Sizes& s, const Inputs<bf16>& in, const 
     if (works && i < s.groups) {
       score_products<kState>(s, shared, place, strips, i, group[i]);
       if (place.half == 1 ? enters : leaves) {
-        add_products<kState>(s, place, i, passing.own_products<kState>(place.half), group[i]);
+        add_products<kState>(s, place, i, passing.own_products<F>(place.half == 1 ? Passing::from_entry : Passing::from_exit),
+                             group[i]);
       }
     }
   }
+  if constexpr (F::kSliced) {
+    static_assert(F::kGroups == 1);
+    if (works) {
+      add_slices<kState>(s, place, passing.own_products<F>(Passing::slices), group[0]);
+    }
+  }
+  const bool last = s.slice + 1 == s.slices;
+  const int channels = last ? s.channels : s.hidden;
   sync_block();  // B and C are read
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
-    if (works && i < s.groups) {
+    if (works && i < s.groups && last) {
       write_group<kState>(shared, place, place.half == 1 ? s.c_column(i) : s.b_column(i), group[i]);
     }
   }
   sync_block();
   auto* taps = reinterpret_cast<float*>(shared.dy);
-  const int edge = kEdge * s.channels;
+  const int edge = kEdge * s.all_channels();
   const Edges edges{.next = in_slot(passing.edges, slot + 1, edge),
                     .own = in_slot(passing.edges, slot, edge),
                     .rest = passing.shared_out() ? in_slot(passing.rests, slot + 1, edge) : nullptr};
-  convolve_backward(s, in, tile, shared, leaving, edges, taps, dzxbcdt);
+  convolve_backward(s, in, tile, shared, leaving, channels, edges, taps, dzxbcdt);
   sync_block();
-  sum_taps(s, strips, taps, partial, step.add_taps);
+  sum_taps(s, strips, channels, taps, partial, step.add_taps);
   sync_block();
 }
 
+template <class F>
+ATTAMBA_DEVICE void tile_gradient(SliceSizes s, const Inputs<bf16>& in, const BackwardShared& shared, const Passing& passing,
+                                  const Step& step, const bf16* dout, bf16* dzxbcdt, float* partial) {
+  if constexpr (F::kSliced) {
+    const float* states = in_slot(passing.states, slot_of(step.tile.begin), s.all_state_size());
+    for (s.slice = 0; s.slice < s.slices; ++s.slice) {
+      load_tile<F>(s, in, shared, step.tile, dout, s.slice == 0 ? s.channels : s.hidden);
+      const bool works = WarpPlace().strip < strip_count(step.tile.rows);
+      gate_backward<F::kState, Gate::sums>(s, in, step.tile, shared, WarpPlace(), works, states + s.slice * F::kSliceState,
+                                           nullptr);
+      sync_block();
+    }
+    for (s.slice = 0; s.slice < s.slices; ++s.slice) {
+      load_tile<F>(s, in, shared, step.tile, dout, s.hidden);
+      slice_gradient<F>(s, in, shared, passing, step, dzxbcdt, partial);
+    }
+  } else {
+    load_tile<F>(s, in, shared, step.tile, dout, s.channels);
+    slice_gradient<F>(s, in, shared, passing, step, dzxbcdt, partial);
+  }
+}
+
 /// States at the entries of the walk's tiles; returns the last one's first row.
-template <int kState>
-ATTAMBA_DEVICE int entry_states(const Sizes& s, const Inputs<bf16>& in, const Shared& shared, int begin, int limit,
+template <class F>
+ATTAMBA_DEVICE int entry_states(SliceSizes s, const Inputs<bf16>& in, const Shared& shared, int begin, int limit,
                                 float* states) {
-  constexpr int kStateSize = kFusedHidden * kState;
   for (;; begin += kRows) {
     const Tile tile = cut_tile(s, in, begin, limit, shared.starts);
     if (tile.rows == 0 || tile.last) {
@@ -265,55 +339,67 @@ ATTAMBA_DEVICE int entry_states(const Sizes& s, const Inputs<bf16>& in, const Sh
     }
     const int leaving = leaving_chunk(s, in, tile);
     sync_block();
-    if (leaving < kRows) {
-      convolve_tile(s, in, tile, shared);
+    for (s.slice = 0; s.slice < s.slices && leaving < kRows; ++s.slice) {
+      if constexpr (F::kSliced) {
+        load_weights(s, in, shared);
+        sync_block();
+      }
+      convolve_tile(s, in, tile, shared, s.slice == 0 ? s.channels : s.hidden);
       load_steps(s, in, tile, shared);
       sync_block();
-      pass_state<kFusedHead, kState>(s, shared, leaving, in_slot(states, slot_of(begin), kStateSize),
-                                     in_slot(states, slot_of(begin) + 1, kStateSize));
+      float* entry = in_slot(states, slot_of(begin), s.all_state_size()) + s.slice * F::kSliceState;
+      pass_state<F::kState>(s, shared, leaving, entry, entry + s.all_state_size());
+      if constexpr (F::kSliced) {
+        sync_block();
+      }
     }
     sync_block();
   }
 }
 
 /// At the end: the norm's and the heads' partial gradients.
-ATTAMBA_DEVICE void write_partials(const Sizes& s, const BackwardShared& shared, float* partial, bool taps_written) {
+ATTAMBA_DEVICE void write_partials(const SliceSizes& s, const BackwardShared& shared, float* partial, bool taps_written) {
   sync_block();
-  const int taps = s.channels * kFusedTaps;
-  for (int i = own_thread(); i < kFusedHidden; i += kFusedThreads) {
+  const int taps = s.all_channels() * kFusedTaps;
+  for (int i = own_thread(); i < s.all_hidden; i += kFusedThreads) {
+    const float* sums = shared.all_norm_sums + i / kFusedHidden * (kStrips * kFusedHidden) + i % kFusedHidden;
     float sum = 0;
     for (int strip = 0; strip < kStrips; ++strip) {
-      sum += load(shared.norm_sums + strip * kFusedHidden + i);
+      sum += load(sums + strip * kFusedHidden);
     }
     store(partial + taps + i, sum);
   }
-  for (int i = own_thread(); i < 3 * s.heads; i += kFusedThreads) {
-    store(partial + taps + kFusedHidden + i, load(shared.head_sums + i));
+  for (int i = own_thread(); i < 3 * s.all_heads; i += kFusedThreads) {
+    const int which = i / s.all_heads, head = i % s.all_heads;
+    store(partial + taps + s.all_hidden + i,
+          load(shared.all_head_sums + (head / s.heads * 3 + which) * s.heads + head % s.heads));
   }
   for (int i = own_thread(); i < taps && !taps_written; i += kFusedThreads) {
     store(partial + i, 0.0f);
   }
 }
 
-template <int kState, int kGroups>
+template <class F>
 ATTAMBA_KERNEL(kFusedThreads, 2)
 chunk_scan_backward_kernel(Sizes given, Inputs<bf16> in, const bf16* dout, bf16* dzxbcdt, float* partials, Passing passing) {
-  const Sizes s = fixed_sizes<kState, kGroups>(given);
-  const BackwardShared shared(s, SharedMemory(), passing.own_norm_sums());
-  float* partial = partials + static_cast<std::int64_t>(block_x()) * s.partial_size();
+  const SliceSizes s = F::sizes(given);
+  const BackwardShared shared(s, SharedMemory(), passing.own_norm_sums(s));
+  float* partial = partials + static_cast<std::int64_t>(block_x()) * s.all_partial_size();
   bool taps_written = false;
-  load_weights(s, in, shared.inputs);
-  for (int i = own_thread(); i < 3 * s.heads; i += kFusedThreads) {
-    store(shared.head_sums + i, 0.0f);
+  if constexpr (!F::kSliced) {
+    load_weights(s, in, shared.inputs);
   }
-  for (int i = own_thread(); i < kStrips * kFusedHidden; i += kFusedThreads) {
-    store(shared.norm_sums + i, 0.0f);
+  for (int i = own_thread(); i < 3 * s.all_heads; i += kFusedThreads) {
+    store(shared.all_head_sums + i, 0.0f);
+  }
+  for (int i = own_thread(); i < kStrips * s.all_hidden; i += kFusedThreads) {
+    store(shared.all_norm_sums + i, 0.0f);
   }
   for (int range = block_x(); range * kRange < s.rows; range += grid_x()) {
     const int begin = first_chunk(s, in, range), other = passing.shared_out() ? shared_tile(s, in, range) : -1;
     int at = other < 0 ? begin : other;
     if (begin >= 0 && !passing.shared_out()) {
-      at = entry_states<kState>(s, in, shared.inputs, begin, (range + 1) * kRange, passing.states);
+      at = entry_states<F>(s, in, shared.inputs, begin, (range + 1) * kRange, passing.states);
     }
     while (at >= 0) {
       const bool shared_one = passing.shared_out() && at != begin;
@@ -322,7 +408,7 @@ chunk_scan_backward_kernel(Sizes given, Inputs<bf16> in, const bf16* dout, bf16*
       step.leaving = step.tile.last ? kRows : leaving_chunk(s, in, step.tile);
       step.add_taps = taps_written;
       sync_block();
-      tile_gradient<kState>(s, in, shared, passing, step, dout, dzxbcdt, partial);
+      tile_gradient<F>(s, in, shared, passing, step, dout, dzxbcdt, partial);
       taps_written = true;
       at = shared_one ? begin : at > begin ? at - kRows : -1;
     }
@@ -331,11 +417,10 @@ chunk_scan_backward_kernel(Sizes given, Inputs<bf16> in, const bf16* dout, bf16*
 }
 
 /// For walks that are shared out: what each tile adds to the gradient of the state at its entry.
-template <int kState, int kGroups>
+template <class F>
 ATTAMBA_KERNEL(kFusedThreads, 2)
 chunk_scan_gradients_kernel(Sizes given, Inputs<bf16> in, const bf16* dout, const float* states, float* gradients) {
-  constexpr int kStateSize = kFusedHidden * kState;
-  const Sizes s = fixed_sizes<kState, kGroups>(given);
+  const SliceSizes s = F::sizes(given);
   const BackwardShared shared(s, SharedMemory(), nullptr);
   load_weights(s, in, shared.inputs);
   for (int range = block_x(); range * kRange < s.rows; range += grid_x()) {
@@ -345,16 +430,12 @@ chunk_scan_gradients_kernel(Sizes given, Inputs<bf16> in, const bf16* dout, cons
     }
     const Tile tile = cut_tile(s, in, begin, begin, shared.inputs.starts);
     const int strips = strip_count(tile.rows), slot = slot_of(begin);
-    fetch_rows(tile, dout + static_cast<std::int64_t>(begin) * kFusedHidden, kFusedHidden, shared.dy);
     sync_block();
-    convolve_tile(s, in, tile, shared.inputs);
-    load_steps(s, in, tile, shared.inputs);
-    copy_async_wait<0>();
+    load_tile<F>(s, in, shared, tile, dout, s.channels);
+    gate_backward<F::kState, Gate::whole>(s, in, tile, shared, WarpPlace(), WarpPlace().strip < strips,
+                                          states + static_cast<std::int64_t>(slot) * F::kSliceState, nullptr);
     sync_block();
-    gate_backward<kState>(s, in, tile, shared, WarpPlace(), WarpPlace().strip < strips,
-                          states + static_cast<std::int64_t>(slot) * kStateSize, nullptr);
-    sync_block();
-    entry_gradient<kState>(s, shared, strips, nullptr, in_slot(gradients, slot, kStateSize));
+    entry_gradient<F::kState>(s, shared, strips, nullptr, in_slot(gradients, slot, F::kSliceState));
     sync_block();
   }
 }
@@ -369,15 +450,20 @@ struct BackwardMemory {
     const auto blocks = static_cast<std::size_t>(fused_blocks(rows)), slots = slots_of(rows);
     const auto state = static_cast<std::size_t>(shape.hidden * shape.state);
     const auto edge = static_cast<std::size_t>(kEdge * (shape.hidden + 2 * shape.groups * shape.state));
-    partials = take(blocks * static_cast<std::size_t>(make_sizes(shape, 0).partial_size()));
+    const Sizes s = make_sizes(shape, 0);
+    partials = take(blocks * static_cast<std::size_t>(s.partial_size()));
     kept = shared_out ? take(slots * static_cast<std::size_t>(shape.heads)) : nullptr;
     passing.states = take(slots * state);
     passing.gradients = take((slots + 1) * state);
     passing.edges = take((slots + 1) * edge);
     passing.rests = shared_out ? take((slots + 1) * edge) : nullptr;
-    const bool sums_elsewhere = shape.state > BackwardShared::kMostStateWithSums;
-    passing.norm_sums = sums_elsewhere ? take(blocks * static_cast<std::size_t>(kStrips * kFusedHidden)) : nullptr;
-    passing.products = take(blocks * 2 * static_cast<std::size_t>(kHalves * kRows * shape.state));
+    passing.norm_sums = nullptr;
+    dispatch_fused(s, [&]<class F>() {
+      if (!BackwardShared::keeps_sums(F::sizes(s))) {
+        passing.norm_sums = take(blocks * static_cast<std::size_t>(kStrips * shape.hidden));
+      }
+    });
+    passing.products = take(blocks * static_cast<std::size_t>(Passing::parts(is_sliced(s)) * kHalves * kRows * s.state));
   }
 };
 
@@ -397,21 +483,23 @@ void fused_backward(const Launch& launch, bf16* dzxbcdt, const WeightGradients& 
   ScratchAllocator scratch(launch);
   const BackwardMemory memory(shape, s.rows, shared_out, [&](std::size_t count) { return scratch.take<float>(count); });
   const Passing& passing = memory.passing;
-  const Grid grid{.x = fused_blocks(s.rows), .threads = kFusedThreads, .shared_bytes = BackwardShared::bytes(s)};
-  dispatch_fused(s, [&]<int kState, int kGroups>() {
-    if (shared_out) {
-      long_states(launch, s, in, passing.states, memory.kept);
-      launch_kernel("chunk_scan_backward: gradients", chunk_scan_gradients_kernel<kState, kGroups>, launch, grid, s, in, dout,
-                    passing.states, passing.gradients);
-      pass_gradients(launch, s, in, passing.gradients, memory.kept);
+  dispatch_fused(s, [&]<class F>() {
+    const Grid grid{.x = fused_blocks(s.rows), .threads = kFusedThreads, .shared_bytes = BackwardShared::bytes(F::sizes(s))};
+    if constexpr (!F::kSliced) {
+      if (shared_out) {
+        long_states(launch, s, in, passing.states, memory.kept);
+        launch_kernel("chunk_scan_backward: gradients", chunk_scan_gradients_kernel<F>, launch, grid, s, in, dout,
+                      passing.states, passing.gradients);
+        pass_gradients(launch, s, in, passing.gradients, memory.kept);
+      }
     }
-    launch_kernel("chunk_scan_backward", chunk_scan_backward_kernel<kState, kGroups>, launch, grid, s, in, dout, dzxbcdt,
-                  memory.partials, passing);
-    if (shared_out) {
-      join_edges(launch, s, in, passing.rests, passing.edges, dzxbcdt);
-    }
+    launch_kernel("chunk_scan_backward", chunk_scan_backward_kernel<F>, launch, grid, s, in, dout, dzxbcdt, memory.partials,
+                  passing);
   });
-  add_partials(launch, gradients, s, memory.partials, static_cast<std::int64_t>(grid.x));
+  if (shared_out) {
+    join_edges(launch, s, in, passing.rests, passing.edges, dzxbcdt);
+  }
+  add_partials(launch, gradients, s, memory.partials, fused_blocks(s.rows));
 }
 
 }  // namespace attamba::kernels::cuda::scan

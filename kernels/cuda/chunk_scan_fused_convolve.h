@@ -7,21 +7,23 @@ namespace attamba::kernels::cuda::scan {
 
 using namespace device;
 
-/// Gradients before SiLU of rows that the convolution crosses, [kEdge, channels] each: of the next tile's first rows, where it
-/// is known, and of this one's. Where it is not, `rest` receives dxBC of this tile's last rows without what they add.
+/// Gradients before SiLU of rows that the convolution crosses, [kEdge, all channels] each: of the next tile's first rows, where
+/// it is known, and of this one's. Where it is not, `rest` receives dxBC of this tile's last rows without what they add.
 struct Edges {
   const float* next;
   float *own, *rest;
 };
 
-/// Four channels by one strip per thread: through SiLU and convolution to dxBC, and the taps' gradients of each strip into
-/// `taps` [kStrips, kFusedTaps, channels]. `active` holds dX, dB and dC.
-ATTAMBA_DEVICE void convolve_backward(const Sizes& s, const Inputs<bf16>& in, const Tile& tile, const BackwardShared& shared,
-                                      int leaving, const Edges& edges, float* taps, bf16* dzxbcdt) {
+/// The slice's first `channels`, four of them by one strip per thread: through SiLU and convolution to dxBC, and the taps'
+/// gradients of each strip into `taps` [kStrips, kFusedTaps, channels of the slice]. `active` holds dX, dB and dC.
+ATTAMBA_DEVICE void convolve_backward(const SliceSizes& s, const Inputs<bf16>& in, const Tile& tile,
+                                      const BackwardShared& shared, int leaving, int channels, const Edges& edges, float* taps,
+                                      bf16* dzxbcdt) {
   constexpr int kWide = 4;
-  const int packs = s.channels / kWide;
+  const int packs = channels / kWide;
   for (int item = own_thread(); item < packs * strip_count(tile.rows); item += kFusedThreads) {
     const int channel = item % packs * kWide, strip = item / packs, first = strip * kStripRows;
+    const int among_all = s.channel_of(channel);
     float weight[kFusedTaps][kWide], x[kFusedTaps][kWide] = {}, dx[kFusedTaps][kWide] = {}, dweight[kFusedTaps][kWide] = {};
 #pragma unroll
     for (int j = 0; j < kFusedTaps; ++j) {
@@ -31,8 +33,8 @@ ATTAMBA_DEVICE void convolve_backward(const Sizes& s, const Inputs<bf16>& in, co
         weight[j][c] = w.value[c];
       }
     }
-    const bf16* from = input_row(s, in, tile.begin) + s.hidden + channel;
-    bf16* to = dzxbcdt + static_cast<std::int64_t>(tile.begin) * s.projection + s.hidden + channel;
+    const bf16* from = input_row(s, in, tile.begin) + s.all_hidden + among_all;
+    bf16* to = dzxbcdt + static_cast<std::int64_t>(tile.begin) * s.projection + s.all_hidden + among_all;
     const auto fetch = [&](int t) {
       const Bytes8 two = load(reinterpret_cast<const Bytes8*>(from + static_cast<std::int64_t>(t) * s.projection));
       x[0][0] = low_half(two.word[0]);
@@ -89,7 +91,7 @@ ATTAMBA_DEVICE void convolve_backward(const Sizes& s, const Inputs<bf16>& in, co
           gradient[c] = (c % 2 == 0 ? low_half(pair[c / 2]) : high_half(pair[c / 2])) * open * (1.0f + sum * (1.0f - open));
         }
       } else if (t >= tile.rows && leaving < kRows && edges.rest == nullptr) {
-        const auto pack = Pack<float>::read(edges.next + (t - kRows) * s.channels + channel);
+        const auto pack = Pack<float>::read(edges.next + (t - kRows) * s.all_channels() + among_all);
 #pragma unroll
         for (int c = 0; c < kWide; ++c) {
           gradient[c] = pack.value[c];
@@ -101,7 +103,7 @@ ATTAMBA_DEVICE void convolve_backward(const Sizes& s, const Inputs<bf16>& in, co
         for (int c = 0; c < kWide; ++c) {
           pack.value[c] = start < 0 ? gradient[c] : 0.0f;
         }
-        pack.write(edges.own + t * s.channels + channel);
+        pack.write(edges.own + t * s.all_channels() + among_all);
       }
 #pragma unroll
       for (int j = 0; j < kFusedTaps; ++j) {
@@ -119,7 +121,7 @@ ATTAMBA_DEVICE void convolve_backward(const Sizes& s, const Inputs<bf16>& in, co
         for (int c = 0; c < kWide; ++c) {
           pack.value[c] = dx[kEdge][c];
         }
-        pack.write(edges.rest + (done - kRows + kEdge) * s.channels + channel);
+        pack.write(edges.rest + (done - kRows + kEdge) * s.all_channels() + among_all);
       } else if (i >= kEdge && done < tile.rows) {
         Bytes8 two;
         two.word[0] = pack_bf16(dx[kEdge][0], dx[kEdge][1]);
@@ -139,14 +141,16 @@ ATTAMBA_DEVICE void convolve_backward(const Sizes& s, const Inputs<bf16>& in, co
   }
 }
 
-/// partial [channels, kFusedTaps] = or += the strips' taps.
-ATTAMBA_DEVICE void sum_taps(const Sizes& s, int strips, const float* taps, float* partial, bool add) {
-  for (int i = own_thread(); i < s.channels * kFusedTaps; i += kFusedThreads) {
-    float sum = add ? load(partial + i) : 0.0f;
+/// partial [all channels, kFusedTaps] = or += the strips' taps of the slice's first `channels`.
+ATTAMBA_DEVICE void sum_taps(const SliceSizes& s, int strips, int channels, const float* taps, float* partial, bool add) {
+  for (int i = own_thread(); i < channels * kFusedTaps; i += kFusedThreads) {
+    const int channel = i / kFusedTaps, tap = i % kFusedTaps;
+    float* to = partial + s.channel_of(channel) * kFusedTaps + tap;
+    float sum = add ? load(to) : 0.0f;
     for (int strip = 0; strip < strips; ++strip) {
-      sum += load(taps + (strip * kFusedTaps + i % kFusedTaps) * s.channels + i / kFusedTaps);
+      sum += load(taps + (strip * kFusedTaps + tap) * s.channels + channel);
     }
-    store(partial + i, sum);
+    store(to, sum);
   }
 }
 

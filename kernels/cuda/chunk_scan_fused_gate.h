@@ -15,14 +15,14 @@ struct BackwardShared {
   float *dlog, *ddelta;   ///< [Hs, kRows]
   float *traces, *terms;  ///< [kStrips, Hs]: of dM; of what the exit state adds to dl
   float* sums;            ///< [kRows, kHalves, 2]: of u^2 and of u w dout
-  float* head_sums;       ///< [3, Hs]: gradients of A_log, D, dt_bias so far
-  float* norm_sums;       ///< [kStrips, E]: gradient of the norm so far
+  float* all_head_sums;   ///< [slices, 3, Hs]: gradients of A_log, D, dt_bias so far
+  float* all_norm_sums;   ///< [slices, kStrips, kFusedHidden]: gradient of the norm so far
 
-  /// With large states the norm's sums lie in workspace, of which `sums_elsewhere` is the block's: shared memory of sm_86 is
-  /// small.
-  static constexpr int kMostStateWithSums = 32;
+  /// With large states or several slices the norm's sums lie in workspace, of which `sums_elsewhere` is the block's: shared
+  /// memory of sm_86 is small.
+  ATTAMBA_HOST_DEVICE static bool keeps_sums(const SliceSizes& s) { return s.state <= 32 && !s.sliced; }
 
-  ATTAMBA_DEVICE BackwardShared(const Sizes& s, device::SharedMemory shared, float* sums_elsewhere) {
+  ATTAMBA_DEVICE BackwardShared(const SliceSizes& s, device::SharedMemory shared, float* sums_elsewhere) {
     inputs.take(s, shared);
     dy = shared.take<bf16>(kRows * kHiddenStride);
     dscores = shared.take<bf16>(kHalves * kScoreTiles * kScoreTile * kScoreStride);
@@ -31,17 +31,19 @@ struct BackwardShared {
     traces = shared.take<float>(kStrips * s.heads);
     terms = shared.take<float>(kStrips * s.heads);
     sums = shared.take<float>(kRows * kHalves * 2);
-    head_sums = shared.take<float>(3 * s.heads);
-    norm_sums = s.state <= kMostStateWithSums ? shared.take<float>(kStrips * kFusedHidden) : sums_elsewhere;
+    all_head_sums = shared.take<float>(3 * s.all_heads);
+    all_norm_sums = keeps_sums(s) ? shared.take<float>(kStrips * kFusedHidden) : sums_elsewhere;
   }
-  static std::size_t bytes(const Sizes& s) {
+  static std::size_t bytes(const SliceSizes& s) {
     using device::SharedMemory;
     return Shared::bytes(s) + SharedMemory::bytes_of<bf16>(kRows * kHiddenStride) +
            SharedMemory::bytes_of<bf16>(kHalves * kScoreTiles * kScoreTile * kScoreStride) +
            2 * SharedMemory::bytes_of<float>(s.heads * kRows) + 2 * SharedMemory::bytes_of<float>(kStrips * s.heads) +
-           SharedMemory::bytes_of<float>(kRows * kHalves * 2) + SharedMemory::bytes_of<float>(3 * s.heads) +
-           (s.state <= kMostStateWithSums ? SharedMemory::bytes_of<float>(kStrips * kFusedHidden) : 0);
+           SharedMemory::bytes_of<float>(kRows * kHalves * 2) + SharedMemory::bytes_of<float>(3 * s.all_heads) +
+           (keeps_sums(s) ? SharedMemory::bytes_of<float>(kStrips * kFusedHidden) : 0);
   }
+  ATTAMBA_DEVICE float* head_sums(const SliceSizes& s) const { return all_head_sums + s.slice * 3 * s.heads; }
+  ATTAMBA_DEVICE float* norm_sums(const SliceSizes& s) const { return all_norm_sums + s.slice * kStrips * kFusedHidden; }
   /// Of rows `from` of a strip and later rows `block` of another.
   ATTAMBA_DEVICE bf16* score_tile(int half, int from, int block) const {
     return dscores + (half * kScoreTiles + block * (block + 1) / 2 + from) * kScoreTile * kScoreStride;
@@ -77,69 +79,83 @@ ATTAMBA_DEVICE float sum_columns(float (&value)[8], int lane) {
   }
   return value[0];
 }
-/// The column of E whose sum for the warp's head h is left to a lane.
-ATTAMBA_DEVICE int norm_column(const WarpPlace& place, int h) {
-  return place.column<kFusedHead>(h) + place.g / 2 * 8 + place.g % 2;
+/// The column of the slice whose sum for the warp's unit `own` is left to a lane.
+ATTAMBA_DEVICE int norm_column(const WarpPlace& place, int own) {
+  return place.column(own) + place.g / 2 * 8 + place.g % 2;
 }
 
-/// dY of the tile in place of dout, dz, and dl of each row as its P's row sum; adds to the norm's sums. Called by all warps;
-/// `works`: those whose strip has rows. Without `dzxbcdt` dz goes nowhere, and the norm's sums stay.
-template <int kState>
-ATTAMBA_DEVICE void gate_backward(const Sizes& s, const Inputs<bf16>& in, const Tile& tile, const BackwardShared& shared,
+/// What gate_backward does: all of it, or, where there are several slices, only the norm's sums, which it adds to those of the
+/// slices before, or only what follows from them.
+enum class Gate { whole, sums, gradients };
+
+/// dY of the tile's slice in place of dout, dz, and dl of each row as its P's row sum; adds to the norm's sums. Called by all
+/// warps; `works`: those whose strip has rows. Without `dzxbcdt` dz goes nowhere, and the norm's sums stay.
+template <int kState, Gate kPart>
+ATTAMBA_DEVICE void gate_backward(const SliceSizes& s, const Inputs<bf16>& in, const Tile& tile, const BackwardShared& shared,
                                   const WarpPlace& place, bool works, const float* state, bf16* dzxbcdt) {
-  constexpr int kHeads = kHalf / kFusedHead, kTiles = kFusedHead / 8;
-  static_assert(kTiles == 4, "a lane's columns of a head are 16 bytes");
-  float y[kHeads][kTiles][4] = {};  // without the skip
-  std::uint32_t z[kHeads][2][kTiles] = {};
+  constexpr int kTiles = kUnit / 8;
+  static_assert(kTiles == 4, "a lane's columns of a unit are 16 bytes");
+  float y[kWarpUnits][kTiles][4] = {};  // without the skip
+  std::uint32_t z[kWarpUnits][2][kTiles] = {};
   const auto x_pair = [&](int row, int column) {
     return load_pair(shared.inputs.active + place.row(row) * shared.inputs.stride + column);
   };
   if (works) {
-    mix<kFusedHead, kState>(s, shared.inputs, place, state, y);
+    mix<kState>(s, shared.inputs, place, state, y);
     float squares[2] = {}, dots[2] = {};
 #pragma unroll
-    for (int h = 0; h < kHeads; ++h) {
-      if (never(s, h)) {
+    for (int own = 0; own < kWarpUnits; ++own) {
+      if (never(s, own)) {
         break;
       }
-      const float skip = device::load(in.d_skip + place.first_head<kFusedHead>() + h);
+      const float skip = device::load(in.d_skip + s.head_of(place.unit(own) / s.units));
 #pragma unroll
       for (int row = 0; row < 2; ++row) {
         Bytes16 raw{};
         if (place.row(row) < tile.rows) {
-          raw = device::load(reinterpret_cast<const Bytes16*>(input_row(s, in, tile.begin + place.row(row)) +
-                                                              place.column<kFusedHead>(h) + 6 * place.q));
+          raw = device::load(reinterpret_cast<const Bytes16*>(input_row(s, in, tile.begin + place.row(row)) + s.column() +
+                                                              place.column(own) + 6 * place.q));
         }
 #pragma unroll
         for (int i = 0; i < kTiles; ++i) {
-          z[h][row][i] = raw.word[i];
+          z[own][row][i] = raw.word[i];
         }
-        transpose_quad(z[h][row], place.q);
+        transpose_quad(z[own][row], place.q);
+        if constexpr (kPart != Gate::gradients) {
 #pragma unroll
-        for (int i = 0; i < kTiles; ++i) {
-          const int column = place.column<kFusedHead>(h) + i * 8;
-          const std::uint32_t x = x_pair(row, column), d = load_pair(shared.dy + place.row(row) * kHiddenStride + column);
+          for (int i = 0; i < kTiles; ++i) {
+            const int column = place.column(own) + i * 8;
+            const std::uint32_t x = x_pair(row, column), d = load_pair(shared.dy + place.row(row) * kHiddenStride + column);
 #pragma unroll
-          for (int e = 0; e < 2; ++e) {
-            const float gate = e == 0 ? low_half(z[h][row][i]) : high_half(z[h][row][i]);
-            const float u = (y[h][i][2 * row + e] + skip * (e == 0 ? low_half(x) : high_half(x))) * gate * sigmoid_fast(gate);
-            squares[row] += u * u;
-            dots[row] += u * device::load(shared.inputs.norm + column + e) * (e == 0 ? low_half(d) : high_half(d));
+            for (int e = 0; e < 2; ++e) {
+              const float gate = e == 0 ? low_half(z[own][row][i]) : high_half(z[own][row][i]);
+              const float u =
+                  (y[own][i][2 * row + e] + skip * (e == 0 ? low_half(x) : high_half(x))) * gate * sigmoid_fast(gate);
+              squares[row] += u * u;
+              dots[row] += u * device::load(shared.inputs.norm + column + e) * (e == 0 ? low_half(d) : high_half(d));
+            }
           }
         }
       }
     }
+    if constexpr (kPart != Gate::gradients) {
 #pragma unroll
-    for (int row = 0; row < 2; ++row) {
-      const float square = quad_sum(squares[row]), dot = quad_sum(dots[row]);
-      if (place.q == 0) {
-        float* sums = shared.sums + (place.row(row) * kHalves + place.half) * 2;
-        device::store(sums, square);
-        device::store(sums + 1, dot);
+      for (int row = 0; row < 2; ++row) {
+        const float square = quad_sum(squares[row]), dot = quad_sum(dots[row]);
+        if (place.q == 0) {
+          float* sums = shared.sums + (place.row(row) * kHalves + place.half) * 2;
+          device::store(sums, s.slice == 0 ? square : device::load(sums) + square);
+          device::store(sums + 1, s.slice == 0 ? dot : device::load(sums + 1) + dot);
+        }
       }
     }
   }
-  device::sync_block();
+  if constexpr (kPart == Gate::sums) {
+    return;
+  }
+  if constexpr (kPart == Gate::whole) {
+    device::sync_block();
+  }
   if (!works) {
     return;
   }
@@ -147,32 +163,32 @@ ATTAMBA_DEVICE void gate_backward(const Sizes& s, const Inputs<bf16>& in, const 
 #pragma unroll
   for (int row = 0; row < 2; ++row) {
     const float* sums = shared.sums + place.row(row) * kHalves * 2;
-    const float mean = (device::load(sums) + device::load(sums + 2)) / static_cast<float>(kFusedHidden) + s.eps;
+    const float mean = (device::load(sums) + device::load(sums + 2)) / static_cast<float>(s.all_hidden) + s.eps;
     scale[row] = device::rsqrt(mean);
-    pull[row] = scale[row] / mean * (device::load(sums + 1) + device::load(sums + 3)) / static_cast<float>(kFusedHidden);
+    pull[row] = scale[row] / mean * (device::load(sums + 1) + device::load(sums + 3)) / static_cast<float>(s.all_hidden);
   }
 #pragma unroll
-  for (int h = 0; h < kHeads; ++h) {
-    const int head = place.first_head<kFusedHead>() + h;
-    const float skip = device::load(in.d_skip + head);
+  for (int own = 0; own < kWarpUnits; ++own) {
+    const int head = place.unit(own) / s.units;
+    const float skip = device::load(in.d_skip + s.head_of(head));
     float columns[8] = {};
 #pragma unroll
     for (int row = 0; row < 2; ++row) {
-      if (never(s, kHeads + 2 * h + row)) {
+      if (never(s, kWarpUnits + 2 * own + row)) {
         return;
       }
       float row_sum = 0;
 #pragma unroll
       for (int i = 0; i < kTiles; ++i) {
-        const int column = place.column<kFusedHead>(h) + i * 8;
+        const int column = place.column(own) + i * 8;
         bf16* to = shared.dy + place.row(row) * kHiddenStride + column;
         const std::uint32_t x = x_pair(row, column), d_pair = load_pair(to);
         float dy[2], dz[2];
 #pragma unroll
         for (int e = 0; e < 2; ++e) {
-          const float gate = e == 0 ? low_half(z[h][row][i]) : high_half(z[h][row][i]), open = sigmoid_fast(gate);
+          const float gate = e == 0 ? low_half(z[own][row][i]) : high_half(z[own][row][i]), open = sigmoid_fast(gate);
           const float d = e == 0 ? low_half(d_pair) : high_half(d_pair);
-          const float whole = y[h][i][2 * row + e] + skip * (e == 0 ? low_half(x) : high_half(x)), u = whole * gate * open;
+          const float whole = y[own][i][2 * row + e] + skip * (e == 0 ? low_half(x) : high_half(x)), u = whole * gate * open;
           const float du = scale[row] * device::load(shared.inputs.norm + column + e) * d - u * pull[row];
           dy[e] = du * gate * open;
           dz[e] = du * whole * open * (1.0f + gate * (1.0f - open));
@@ -180,29 +196,30 @@ ATTAMBA_DEVICE void gate_backward(const Sizes& s, const Inputs<bf16>& in, const 
         }
         const std::uint32_t rounded = device::pack_bf16(dy[0], dy[1]);
         device::store(reinterpret_cast<std::uint32_t*>(to), rounded);
-        row_sum += low_half(rounded) * y[h][i][2 * row] + high_half(rounded) * y[h][i][2 * row + 1];
-        z[h][row][i] = device::pack_bf16(dz[0], dz[1]);
+        row_sum += low_half(rounded) * y[own][i][2 * row] + high_half(rounded) * y[own][i][2 * row + 1];
+        z[own][row][i] = device::pack_bf16(dz[0], dz[1]);
       }
       row_sum = quad_sum(row_sum);
       if (place.q == 0) {
-        device::store(shared.dlog + head * kRows + place.row(row), row_sum);
+        float* dlog = shared.dlog + head * kRows + place.row(row);
+        device::store(dlog, place.unit(own) % s.units == 0 ? row_sum : device::load(dlog) + row_sum);
       }
-      transpose_quad(z[h][row], place.q);
+      transpose_quad(z[own][row], place.q);
       if (dzxbcdt != nullptr && place.row(row) < tile.rows) {
         Bytes16 raw;
 #pragma unroll
         for (int i = 0; i < kTiles; ++i) {
-          raw.word[i] = z[h][row][i];
+          raw.word[i] = z[own][row][i];
         }
         device::store(
             reinterpret_cast<Bytes16*>(dzxbcdt + static_cast<std::int64_t>(tile.begin + place.row(row)) * s.projection +
-                                       place.column<kFusedHead>(h) + 6 * place.q),
+                                       s.column() + place.column(own) + 6 * place.q),
             raw);
       }
     }
     const float sum = sum_columns(columns, place.lane);
     if (dzxbcdt != nullptr) {
-      float* sums = shared.norm_sums + place.strip * kFusedHidden + norm_column(place, h);
+      float* sums = shared.norm_sums(s) + place.strip * kFusedHidden + norm_column(place, own);
       device::store(sums, device::load(sums) + sum);
     }
   }

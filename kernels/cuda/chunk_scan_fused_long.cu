@@ -10,16 +10,16 @@ using namespace device;
 
 /// What the tile adds to the state at its end, where a chunk leaves it, into the next tile's slot.
 template <int kState>
-ATTAMBA_DEVICE void tile_state(const Sizes& s, const Inputs<bf16>& in, const Shared& shared, int begin, int limit,
+ATTAMBA_DEVICE void tile_state(const SliceSizes& s, const Inputs<bf16>& in, const Shared& shared, int begin, int limit,
                                float* states, float* kept) {
   const Tile tile = cut_tile(s, in, begin, limit, shared.starts);
   const int leaving = tile.last ? kRows : leaving_chunk(s, in, tile), slot = slot_of(begin) + 1;
   sync_block();
   if (leaving < kRows) {
-    convolve_tile(s, in, tile, shared);
+    convolve_tile(s, in, tile, shared, s.channels);
     load_steps(s, in, tile, shared);
     sync_block();
-    pass_state<kFusedHead, kState>(s, shared, leaving, nullptr, states + static_cast<std::int64_t>(slot) * s.state_size());
+    pass_state<kState>(s, shared, leaving, nullptr, states + static_cast<std::int64_t>(slot) * s.state_size());
     for (int head = thread_index(); head < s.heads; head += kFusedThreads) {
       store(kept + slot * s.heads + head, leaving < 0 ? exp2_fast(load(shared.decay + head * kRows + kRows - 1)) : 0.0f);
     }
@@ -27,10 +27,10 @@ ATTAMBA_DEVICE void tile_state(const Sizes& s, const Inputs<bf16>& in, const Sha
   sync_block();
 }
 
-template <int kState, int kGroups>
+template <class F>
 ATTAMBA_KERNEL(kFusedThreads, 2)
 chunk_scan_states_kernel(Sizes given, Inputs<bf16> in, float* states, float* kept) {
-  const Sizes s = fixed_sizes<kState, kGroups>(given);
+  const SliceSizes s = F::sizes(given);
   SharedMemory memory;
   Shared shared;
   shared.take(s, memory);
@@ -38,10 +38,10 @@ chunk_scan_states_kernel(Sizes given, Inputs<bf16> in, float* states, float* kep
   for (int range = block_x(); range * kRange < s.rows; range += grid_x()) {
     const int begin = first_chunk(s, in, range), other = shared_tile(s, in, range);
     if (begin >= 0) {
-      tile_state<kState>(s, in, shared, begin, (range + 1) * kRange, states, kept);
+      tile_state<F::kState>(s, in, shared, begin, (range + 1) * kRange, states, kept);
     }
     if (other >= 0) {
-      tile_state<kState>(s, in, shared, other, other, states, kept);
+      tile_state<F::kState>(s, in, shared, other, other, states, kept);
     }
   }
 }
@@ -127,9 +127,9 @@ chunk_scan_edges_kernel(Sizes s, Inputs<bf16> in, const float* rests, const floa
 }  // namespace
 
 void long_states(const Launch& launch, const Sizes& s, const Inputs<bf16>& in, float* states, float* kept) {
-  const Grid grid{.x = fused_blocks(s.rows), .threads = kFusedThreads, .shared_bytes = Shared::bytes(s)};
-  dispatch_fused(s, [&]<int kState, int kGroups>() {
-    launch_kernel("chunk_scan: states", chunk_scan_states_kernel<kState, kGroups>, launch, grid, s, in, states, kept);
+  dispatch_whole(s, [&]<class F>() {
+    const Grid grid{.x = fused_blocks(s.rows), .threads = kFusedThreads, .shared_bytes = Shared::bytes(F::sizes(s))};
+    launch_kernel("chunk_scan: states", chunk_scan_states_kernel<F>, launch, grid, s, in, states, kept);
   });
   pass(launch, s, in, states, kept, false);
 }

@@ -11,6 +11,8 @@ ATTAMBA_DEVICE float quad_sum(float value) {
   return value + device::shuffle_xor(value, 2);
 }
 
+constexpr int kWarpUnits = kHalf / kUnit;
+
 /// A warp's strip of rows and half of the columns, and its lane's place in fragments. Made anew for each part of a tile's work:
 /// addresses that follow from it would otherwise be kept from part to part, in more registers than there are.
 struct WarpPlace {
@@ -26,15 +28,10 @@ struct WarpPlace {
   }
   ATTAMBA_DEVICE int first_row() const { return strip * kStripRows; }
   ATTAMBA_DEVICE int row(int i) const { return strip * kStripRows + g + 8 * i; }
-  template <int kHead>
-  ATTAMBA_DEVICE int first_head() const {
-    return half * (kHalf / kHead);
-  }
-  /// The lane's first column of the warp's head h.
-  template <int kHead>
-  ATTAMBA_DEVICE int column(int h) const {
-    return half * kHalf + h * kHead + 2 * q;
-  }
+  /// Of the slice, the warp's unit `own`.
+  ATTAMBA_DEVICE int unit(int own) const { return half * kWarpUnits + own; }
+  /// The lane's first column of it.
+  ATTAMBA_DEVICE int column(int own) const { return unit(own) * kUnit + 2 * q; }
 };
 
 /// acc [16, 16] = rows of a and of b times each other, over kState columns from a_column and b_column of `active`.
@@ -54,10 +51,10 @@ ATTAMBA_DEVICE void row_products(float (&acc)[2][4], const Shared& shared, int a
   }
 }
 
-/// acc [16, kHead] += M X of rows `strip` and the columns of `block`, both of 16 rows of the tile; scores [16, 16].
-template <int kHead>
-ATTAMBA_DEVICE void mix_block(float (&acc)[kHead / 8][4], const float (&scores)[2][4], const Shared& shared,
-                              const WarpPlace& place, int block, int head, const int (&start)[2]) {
+/// acc [16, kUnit] += M X of a unit's columns, rows of the warp's strip and those of `block`, 16 each; scores [16, 16].
+ATTAMBA_DEVICE void mix_block(const SliceSizes& s, float (&acc)[kUnit / 8][4], const float (&scores)[2][4],
+                              const Shared& shared, const WarpPlace& place, int block, int unit, const int (&start)[2]) {
+  const int head = unit / s.units;
   const float *decay = shared.decay + head * kRows, *delta = shared.delta + head * kRows;
   const float at[2] = {device::load(decay + place.row(0)), device::load(decay + place.row(1))};
   float mixing[2][4];
@@ -75,24 +72,24 @@ ATTAMBA_DEVICE void mix_block(float (&acc)[kHead / 8][4], const float (&scores)[
   std::uint32_t left[4];
   as_left(left, mixing[0], mixing[1]);
 #pragma unroll
-  for (int p = 0; p < kHead; p += 16) {
+  for (int p = 0; p < kUnit; p += 16) {
     std::uint32_t right[4];
-    load_right(right, shared.active, shared.stride, block * kStripRows, head * kHead + p, place.lane);
+    load_right(right, shared.active, shared.stride, block * kStripRows, unit * kUnit + p, place.lane);
     multiply(acc[p / 8], acc[p / 8 + 1], left, right);
   }
 }
 
-/// acc [16, kHead] += the strip's rows [16, N] of `active`, from `column` on, times a head's S^T, in pieces.
-template <int kHead, int kState>
-ATTAMBA_DEVICE void multiply_pieces(float (&acc)[kHead / 8][4], const Shared& shared, const WarpPlace& place, int column,
-                                    const float* state, int head) {
+/// acc [16, kUnit] += the strip's rows [16, N] of `active`, from `column` on, times a unit's S^T, in pieces.
+template <int kState>
+ATTAMBA_DEVICE void multiply_pieces(float (&acc)[kUnit / 8][4], const Shared& shared, const WarpPlace& place, int column,
+                                    const float* state, int unit) {
 #pragma unroll 1  // all pieces at once do not fit the registers
   for (int n = 0; n < kState / 16; ++n) {
     std::uint32_t left[4];
     load_left(left, shared.active, shared.stride, place.first_row(), column + n * 16, place.lane);
 #pragma unroll
-    for (int p = 0; p < kHead / 16; ++p) {
-      const float* piece = state_piece<kHead, kState>(state, head, p, n, place.lane);
+    for (int p = 0; p < kUnit / 16; ++p) {
+      const float* piece = state_piece<kState>(state, unit, p, n, place.lane);
       const auto low = device::Pack<float>::read(piece), high = device::Pack<float>::read(piece + 4);
       const std::uint32_t right[4] = {
           device::pack_bf16(low.value[0], low.value[1]), device::pack_bf16(high.value[0], high.value[1]),
@@ -103,19 +100,19 @@ ATTAMBA_DEVICE void multiply_pieces(float (&acc)[kHead / 8][4], const Shared& sh
 }
 
 /// acc += entry o (C S).
-template <int kHead, int kState>
-ATTAMBA_DEVICE void add_entry(float (&acc)[kHead / 8][4], const Shared& shared, const WarpPlace& place, int head, int c,
-                              const float* state, const int (&start)[2]) {
-  const float* decay = shared.decay + head * kRows;
+template <int kState>
+ATTAMBA_DEVICE void add_entry(const SliceSizes& s, float (&acc)[kUnit / 8][4], const Shared& shared, const WarpPlace& place,
+                              int unit, int c, const float* state, const int (&start)[2]) {
+  const float* decay = shared.decay + unit / s.units * kRows;
   float entry[2];
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
     entry[i] = start[i] < 0 ? device::exp2_fast(device::load(decay + place.row(i))) : 0.0f;
   }
-  float sum[kHead / 8][4] = {};
-  multiply_pieces<kHead, kState>(sum, shared, place, c, state, head);
+  float sum[kUnit / 8][4] = {};
+  multiply_pieces<kState>(sum, shared, place, c, state, unit);
 #pragma unroll
-  for (int tile = 0; tile < kHead / 8; ++tile) {
+  for (int tile = 0; tile < kUnit / 8; ++tile) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       acc[tile][i] += entry[i / 2] * sum[tile][i];
@@ -123,44 +120,45 @@ ATTAMBA_DEVICE void add_entry(float (&acc)[kHead / 8][4], const Shared& shared, 
   }
 }
 
-/// y, zero before, of the warp's strip and heads, without the skip.
-template <int kHead, int kState>
-ATTAMBA_DEVICE void mix(const Sizes& s, const Shared& shared, const WarpPlace& place, const float* state,
-                        float (&y)[kHalf / kHead][kHead / 8][4]) {
-  const int per_group = s.heads / s.groups;
+/// y, zero before, of the warp's strip and units, without the skip.
+template <int kState>
+ATTAMBA_DEVICE void mix(const SliceSizes& s, const Shared& shared, const WarpPlace& place, const float* state,
+                        float (&y)[kWarpUnits][kUnit / 8][4]) {
+  const int per_group = kUnits / s.groups;
   const int start[2] = {device::load(shared.starts + place.row(0)), device::load(shared.starts + place.row(1))};
   const int earliest = device::load(shared.starts + place.first_row());
   for (int block = earliest > 0 ? earliest / kStripRows : 0; block <= place.strip; ++block) {
     float scores[2][4];
 #pragma unroll
-    for (int h = 0; h < kHalf / kHead; ++h) {
-      const int head = place.first_head<kHead>() + h;
-      if (h == 0 || head % per_group == 0) {
-        const int group = head / per_group;
+    for (int own = 0; own < kWarpUnits; ++own) {
+      const int unit = place.unit(own);
+      if (own == 0 || unit % per_group == 0) {
+        const int group = unit / per_group;
         row_products<kState>(scores, shared, place.first_row(), s.c_column(group), block * kStripRows, s.b_column(group),
                              place.lane);
       }
-      mix_block<kHead>(y[h], scores, shared, place, block, head, start);
+      mix_block(s, y[own], scores, shared, place, block, unit, start);
     }
   }
   if (earliest < 0) {
 #pragma unroll
-    for (int h = 0; h < kHalf / kHead; ++h) {
-      const int head = place.first_head<kHead>() + h;
-      add_entry<kHead, kState>(y[h], shared, place, head, s.c_column(head / per_group), state, start);
+    for (int own = 0; own < kWarpUnits; ++own) {
+      const int unit = place.unit(own);
+      add_entry<kState>(s, y[own], shared, place, unit, s.c_column(unit / per_group), state, start);
     }
   }
 }
 
-/// A state in pieces, to = decay o before + sum_t m_t (x) weight_t v_t, over the rows of the tile's strips: m [kRows, E] in
+/// A state in pieces, to = decay o before + sum_t m_t (x) weight_t v_t, over the rows of the tile's strips: m [kRows, slice] in
 /// shared memory, v B or C, weight(head, t). Without `before` the sum alone, with it the decay is the whole tile's.
-template <int kHead, int kState, class Weight>
-ATTAMBA_DEVICE void pass_outer_products(const Sizes& s, const bf16* m, int stride, const Shared& shared, bool with_c,
+template <int kState, class Weight>
+ATTAMBA_DEVICE void pass_outer_products(const SliceSizes& s, const bf16* m, int stride, const Shared& shared, bool with_c,
                                         int strips, const float* before, float* to, const Weight& weight) {
   constexpr int kBlocks = kFusedHidden / 16;
   const int thread = own_thread(), lane = thread % device::kWarp;
   for (int block = thread / device::kWarp; block < kBlocks; block += kFusedWarps) {
-    const int head = block / (kHead / 16), rows16 = block % (kHead / 16), group = head / (s.heads / s.groups);
+    const int unit = block / (kUnit / 16), rows16 = block % (kUnit / 16), head = unit / s.units;
+    const int group = unit / (kUnits / s.groups);
     const float kept = device::exp2_fast(device::load(shared.decay + head * kRows + kRows - 1));
 #pragma unroll 1
     for (int n = 0; n < kState / 16; ++n) {
@@ -176,22 +174,22 @@ ATTAMBA_DEVICE void pass_outer_products(const Sizes& s, const bf16* m, int strid
           pack.value[e] = acc[i][e];
         }
         if (before != nullptr) {
-          const auto old = device::Pack<float>::read(state_piece<kHead, kState>(before, head, rows16, n, lane) + 4 * i);
+          const auto old = device::Pack<float>::read(state_piece<kState>(before, unit, rows16, n, lane) + 4 * i);
 #pragma unroll
           for (int e = 0; e < 4; ++e) {
             pack.value[e] += kept * old.value[e];
           }
         }
-        pack.write(state_piece<kHead, kState>(to, head, rows16, n, lane) + 4 * i);
+        pack.write(state_piece<kState>(to, unit, rows16, n, lane) + 4 * i);
       }
     }
   }
 }
 
 /// From the state at the entry of a full tile, which the chunk that began at row `leaving` of it leaves, to that at its end.
-template <int kHead, int kState>
-ATTAMBA_DEVICE void pass_state(const Sizes& s, const Shared& shared, int leaving, const float* entry, float* exit) {
-  pass_outer_products<kHead, kState>(
+template <int kState>
+ATTAMBA_DEVICE void pass_state(const SliceSizes& s, const Shared& shared, int leaving, const float* entry, float* exit) {
+  pass_outer_products<kState>(
       s, shared.active, shared.stride, shared, false, kStrips, leaving < 0 ? entry : nullptr, exit, [&](int head, int t) {
         const float* decay = shared.decay + head * kRows;
         const float to_end = device::load(decay + kRows - 1) - device::load(decay + t);

@@ -8,24 +8,22 @@ namespace attamba::kernels::cuda::scan {
 
 using namespace device;
 
-constexpr int kWarpHeads = kHalf / kFusedHead;
-
 template <int kState>
 ATTAMBA_DEVICE float* product_piece(float* products, const WarpPlace& place, int half, int n) {
   return products + ((half * kStrips + place.strip) * (kState / 16) + n) * kStatePiece + place.lane * 8;
 }
 
 // ------------------------------------------------------------------------------------------------ terms of passed states
-/// acc [16, 16] += rows [16, kFusedHead] of m times a head's state, columns n 16 .. n 16 + 15. The state's pieces are laid out
-/// for sums over N; this one is over E/Hs, so elements are gathered.
+/// acc [16, 16] += rows [16, kUnit] of m times a unit's state, columns n 16 .. n 16 + 15. The state's pieces are laid out
+/// for sums over N; this one is over the unit, so elements are gathered.
 template <int kState>
 ATTAMBA_DEVICE void multiply_state(float (&acc)[2][4], const WarpPlace& place, const bf16* m, int stride, const float* state,
-                                   int head, int n) {
+                                   int unit, int n) {
 #pragma unroll
-  for (int p = 0; p < kFusedHead / 16; ++p) {
-    const float* piece = state + ((head * (kFusedHead / 16) + p) * (kState / 16) + n) * kStatePiece;
+  for (int p = 0; p < kUnit / 16; ++p) {
+    const float* piece = state_piece<kState>(state, unit, p, n, 0);
     std::uint32_t left[4], right[4];
-    load_left(left, m, stride, place.first_row(), head * kFusedHead + p * 16, place.lane);
+    load_left(left, m, stride, place.first_row(), unit * kUnit + p * 16, place.lane);
 #pragma unroll
     for (int i = 0; i < 4; ++i) {  // rows 2q, 2q + 1 (+ 8 for odd i) of column g (+ 8 for i > 1)
       const float* from = piece + (2 * place.q * 4 + place.g / 2) * 8 + i / 2 * 4 + i % 2 * 2 + place.g % 2;
@@ -35,18 +33,18 @@ ATTAMBA_DEVICE void multiply_state(float (&acc)[2][4], const WarpPlace& place, c
   }
 }
 
-/// The warp's heads' part of dC (entry) or dB (exit): sum_h factor_h o (rows_h S_h), into its products.
+/// The warp's units' part of dC (entry) or dB (exit): the sum of factor o (rows S), factor(head, t), into its products.
 template <int kState, class Factor>
-ATTAMBA_DEVICE void state_products(const WarpPlace& place, const bf16* m, int stride, const float* state, float* products,
-                                   const Factor& factor) {
+ATTAMBA_DEVICE void state_products(const SliceSizes& s, const WarpPlace& place, const bf16* m, int stride, const float* state,
+                                   float* products, const Factor& factor) {
 #pragma unroll 1
   for (int n = 0; n < kState / 16; ++n) {
     float sum[2][4] = {};
 #pragma unroll 1
-    for (int h = 0; h < kWarpHeads; ++h) {
-      const int head = place.first_head<kFusedHead>() + h;
+    for (int own = 0; own < kWarpUnits; ++own) {
+      const int unit = place.unit(own), head = unit / s.units;
       float acc[2][4] = {};
-      multiply_state<kState>(acc, place, m, stride, state, head, n);
+      multiply_state<kState>(acc, place, m, stride, state, unit, n);
 #pragma unroll
       for (int i = 0; i < 2; ++i) {
         const float f = factor(head, place.row(i));
@@ -71,24 +69,24 @@ ATTAMBA_DEVICE void state_products(const WarpPlace& place, const bf16* m, int st
 }
 
 // ------------------------------------------------------------------------------------------------ pairs of rows
-/// What one head's work on its pairs sums up, of the lane's rows s.
+/// What one unit's work on its pairs sums up, of the lane's rows s.
 struct PairSums {
   float ddelta[2] = {}, columns[2] = {};  ///< sum over t of dM o L o scores; of P
   float trace = 0;                        ///< of dM, over the lane's elements
 };
 
-/// dx [16, E/Hs] += M^T dY of one head, the warp's rows s and the rows t of `block`; dscores += dM o L.
-ATTAMBA_DEVICE void pair_block(const BackwardShared& shared, const WarpPlace& place, int head, int block,
-                               const float (&scores)[2][4], float (&dscores)[2][4], float (&dx)[kFusedHead / 8][4],
-                               PairSums& sums) {
+/// dx [16, kUnit] += M^T dY of one unit, the warp's rows s and the rows t of `block`; dscores += dM o L.
+ATTAMBA_DEVICE void pair_block(const SliceSizes& s, const BackwardShared& shared, const WarpPlace& place, int unit, int block,
+                               const float (&scores)[2][4], float (&dscores)[2][4], float (&dx)[kUnit / 8][4], PairSums& sums) {
   const Shared& in = shared.inputs;
+  const int head = unit / s.units;
   const float *decay = in.decay + head * kRows, *delta = in.delta + head * kRows;
   float gradient[2][4] = {}, mixing[2][4];
 #pragma unroll
-  for (int p = 0; p < kFusedHead; p += 16) {
+  for (int p = 0; p < kUnit; p += 16) {
     std::uint32_t left[4], right[4];
-    load_left(left, in.active, in.stride, place.first_row(), head * kFusedHead + p, place.lane);
-    load_right_transposed(right, shared.dy, kHiddenStride, block * kStripRows, head * kFusedHead + p, place.lane);
+    load_left(left, in.active, in.stride, place.first_row(), unit * kUnit + p, place.lane);
+    load_right_transposed(right, shared.dy, kHiddenStride, block * kStripRows, unit * kUnit + p, place.lane);
     multiply(gradient[0], gradient[1], left, right);
   }
 #pragma unroll
@@ -113,33 +111,33 @@ ATTAMBA_DEVICE void pair_block(const BackwardShared& shared, const WarpPlace& pl
     sums.columns[i % 2] += gradient[i / 2][i % 2 * 2] * low_half(left[i]) + gradient[i / 2][i % 2 * 2 + 1] * high_half(left[i]);
   }
 #pragma unroll
-  for (int p = 0; p < kFusedHead; p += 16) {
+  for (int p = 0; p < kUnit; p += 16) {
     std::uint32_t right[4];
-    load_right(right, shared.dy, kHiddenStride, block * kStripRows, head * kFusedHead + p, place.lane);
+    load_right(right, shared.dy, kHiddenStride, block * kStripRows, unit * kUnit + p, place.lane);
     multiply(dx[p / 8], dx[p / 8 + 1], left, right);
   }
 }
 
-/// What the gradient of the state at the tile's end adds to a head's dX, d delta and, as -terms, dl; returns the lane's sum of
-/// terms, which counts for the whole chunk.
+/// What the gradient of the state at the tile's end adds to a unit's dX, its head's d delta and, as -terms, dl; returns the
+/// lane's sum of terms, which counts for the whole chunk.
 template <int kState>
-ATTAMBA_DEVICE float exit_gradient(const Sizes& s, const BackwardShared& shared, const WarpPlace& place, int head, int leaving,
-                                   const float* gradient, float (&dx)[kFusedHead / 8][4]) {
+ATTAMBA_DEVICE float exit_gradient(const SliceSizes& s, const BackwardShared& shared, const WarpPlace& place, int unit,
+                                   int leaving, const float* gradient, float (&dx)[kUnit / 8][4]) {
   const Shared& in = shared.inputs;
-  const int b = s.b_column(head / (s.heads / s.groups));
+  const int head = unit / s.units, b = s.b_column(unit / (kUnits / s.groups));
   const float *decay = in.decay + head * kRows, *delta = in.delta + head * kRows;
   float exit[2], dots[2] = {}, terms = 0;
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
     exit[i] = place.row(i) >= leaving ? exp2_fast(load(decay + kRows - 1) - load(decay + place.row(i))) : 0.0f;
   }
-  float sum[kFusedHead / 8][4] = {};
-  multiply_pieces<kFusedHead, kState>(sum, in, place, b, gradient, head);
+  float sum[kUnit / 8][4] = {};
+  multiply_pieces<kState>(sum, in, place, b, gradient, unit);
 #pragma unroll
-  for (int tile = 0; tile < kFusedHead / 8; ++tile) {
+  for (int tile = 0; tile < kUnit / 8; ++tile) {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      const int column = head * kFusedHead + tile * 8 + 2 * place.q;
+      const int column = unit * kUnit + tile * 8 + 2 * place.q;
       const std::uint32_t x = load_pair(in.active + place.row(i) * in.stride + column);
       const float weight = exit[i] * load(delta + place.row(i));
       dots[i] += low_half(x) * sum[tile][2 * i] + high_half(x) * sum[tile][2 * i + 1];
@@ -160,15 +158,15 @@ ATTAMBA_DEVICE float exit_gradient(const Sizes& s, const BackwardShared& shared,
   return terms;
 }
 
-/// X's columns of a head and the warp's rows become dX, which no other warp reads before; `dx` lacks the skip.
-ATTAMBA_DEVICE void write_dx(const BackwardShared& shared, const WarpPlace& place, int head, float skip,
-                             const float (&dx)[kFusedHead / 8][4]) {
+/// X's columns of a unit and the warp's rows become dX, which no other warp reads before; `dx` lacks the skip.
+ATTAMBA_DEVICE void write_dx(const BackwardShared& shared, const WarpPlace& place, int unit, float skip,
+                             const float (&dx)[kUnit / 8][4]) {
   sync_warp();  // the warp has read X
 #pragma unroll
-  for (int tile = 0; tile < kFusedHead / 8; ++tile) {
+  for (int tile = 0; tile < kUnit / 8; ++tile) {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      const int column = head * kFusedHead + tile * 8 + 2 * place.q;
+      const int column = unit * kUnit + tile * 8 + 2 * place.q;
       const std::uint32_t dy = load_pair(shared.dy + place.row(i) * kHiddenStride + column);
       store_pair(shared.inputs.active + place.row(i) * shared.inputs.stride + column, dx[tile][2 * i] + skip * low_half(dy),
                  dx[tile][2 * i + 1] + skip * high_half(dy));
@@ -176,11 +174,11 @@ ATTAMBA_DEVICE void write_dx(const BackwardShared& shared, const WarpPlace& plac
   }
 }
 
-/// The warp's rows and heads: dX in place of X, sums over t for delta and dl, tiles of the scores' gradient. `exit` is the
+/// The warp's rows and units: dX in place of X, sums over t for delta and dl, tiles of the scores' gradient. `exit` is the
 /// gradient of the state at the tile's end where a chunk leaves the tile.
 template <int kState>
-ATTAMBA_DEVICE void pair_gradient(const Sizes& s, const Inputs<bf16>& in, const BackwardShared& shared, const WarpPlace& place,
-                                  int strips, int leaving, const float* exit) {
+ATTAMBA_DEVICE void pair_gradient(const SliceSizes& s, const Inputs<bf16>& in, const BackwardShared& shared,
+                                  const WarpPlace& place, int strips, int leaving, const float* exit) {
   const int group = s.groups == 1 ? 0 : place.half, last_row = place.first_row() + kStripRows - 1;
   int blocks = 1;  // of rows t that share a chunk with rows s
   while (place.strip + blocks < strips && load(shared.inputs.starts + (place.strip + blocks) * kStripRows) <= last_row) {
@@ -195,14 +193,16 @@ ATTAMBA_DEVICE void pair_gradient(const Sizes& s, const Inputs<bf16>& in, const 
     }
   }
 #pragma unroll 1
-  for (int h = 0; h < kWarpHeads; ++h) {
-    const int head = place.first_head<kFusedHead>() + h;
-    float dx[kFusedHead / 8][4] = {};
+  for (int own = 0; own < kWarpUnits; ++own) {
+    const int unit = place.unit(own), head = unit / s.units;
+    const bool adds = unit % s.units != 0;  // to what the head's units before have stored
+    const auto store_sum = [&](float* to, float value) { store(to, adds ? load(to) + value : value); };
+    float dx[kUnit / 8][4] = {};
     PairSums sums;
 #pragma unroll
     for (int b = 0; b < kStrips; ++b) {
       if (b < blocks) {
-        pair_block(shared, place, head, place.strip + b, scores[b], dscores[b], dx, sums);
+        pair_block(s, shared, place, unit, place.strip + b, scores[b], dscores[b], dx, sums);
       }
     }
 #pragma unroll
@@ -210,21 +210,21 @@ ATTAMBA_DEVICE void pair_gradient(const Sizes& s, const Inputs<bf16>& in, const 
       const float ddelta = quad_sum(sums.ddelta[i]), column = quad_sum(sums.columns[i]);
       if (place.q == 0) {
         const int at = head * kRows + place.row(i);
-        store(shared.ddelta + at, ddelta);
+        store_sum(shared.ddelta + at, ddelta);
         store(shared.dlog + at, load(shared.dlog + at) - column);
       }
     }
     float terms = 0;
     if (leaving < kRows) {
-      terms = exit_gradient<kState>(s, shared, place, head, leaving, exit, dx);
+      terms = exit_gradient<kState>(s, shared, place, unit, leaving, exit, dx);
     }
     terms = warp_sum(terms);
     const float trace = warp_sum(sums.trace);
     if (place.lane == 0) {
-      store(shared.traces + place.strip * s.heads + head, trace);
-      store(shared.terms + place.strip * s.heads + head, terms);
+      store_sum(shared.traces + place.strip * s.heads + head, trace);
+      store_sum(shared.terms + place.strip * s.heads + head, terms);
     }
-    write_dx(shared, place, head, load(in.d_skip + head), dx);
+    write_dx(shared, place, unit, load(in.d_skip + s.head_of(head)), dx);
   }
 #pragma unroll
   for (int b = 0; b < kStrips; ++b) {

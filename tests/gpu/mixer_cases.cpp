@@ -201,7 +201,7 @@ std::vector<Case> mixer_cases() {
   const kernels::ScanShape small{.hidden = 32, .state = 8, .heads = 4},
       odd{.hidden = 21, .state = 5, .heads = 3, .groups = 3, .conv = 3},
       plain{.hidden = 32, .state = 8, .heads = 2, .groups = 1, .conv = 0}, papers{.hidden = 256, .state = 32, .heads = 8},
-      wide{.hidden = 256, .state = 128, .heads = 8};
+      large{.hidden = 256, .state = 128, .heads = 8}, wide{.hidden = 1024, .state = 32, .heads = 16};
   return {attention(chunks, 2, 2, 64),
           attention(chunks, 4, 2, 128),
           attention(own, 2, 1, 32),
@@ -222,9 +222,12 @@ std::vector<Case> mixer_cases() {
           scan(one, small, false, false),
           scan(chunks, papers, true, true),
           scan(long_chunks, papers, false, true),
-          scan(own, wide, true, true),
+          scan(own, large, true, true),
+          scan(chunks, wide, true, true),
+          scan(long_chunks, wide, false, true),
           scan(paper, papers, false, true, true),
           scan(dense, papers, false, true, true),
+          scan(paper, wide, false, true, true),
           scan(chunks, small, true, false, false, true),
           scan(own, papers, false, false, false, true),
           scan(paper, papers, false, false, true, true),

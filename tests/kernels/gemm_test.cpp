@@ -78,6 +78,16 @@ class Gemm : public testing::Test {
   bool before_ = false;
 };
 
+/// AVX2 where there is AVX-512, which the other tests take then.
+class Avx2 {
+ public:
+  Avx2() : before_(assume_avx512(false)) {}
+  ~Avx2() { assume_avx512(before_); }
+
+ private:
+  bool before_;
+};
+
 template <class In, class Out>
 void expect_product(std::int64_t m, std::int64_t n, std::int64_t k, int flags, Addend how) {
   SCOPED_TRACE(
@@ -127,6 +137,31 @@ TEST_F(Gemm, Bfloat16) {
 }
 TEST_F(Gemm, Bfloat16ToFloat32) {
   expect_products<bfloat16, float>();
+}
+
+TEST_F(Gemm, OnAvx2) {
+  const Avx2 guard;
+  expect_products<float, float>();
+  expect_products<bfloat16, float>();
+}
+
+/// Runs do not depend on the processor.
+TEST_F(Gemm, BothInstructionSetsGiveTheSameBits) {
+  if (!gemm_uses_avx512()) {
+    GTEST_SKIP() << "no AVX-512";
+  }
+  for (const auto& [m, n, k] : {std::tuple{24, 64, 256}, {6, 16, 32}, {7, 33, 70}, {95, 47, 601}, {200, 1100, 300}}) {
+    const Padded<float> a(m, k, 1), b(k, n, 2);
+    Padded<float> narrow(m, n, 3), wide(m, n, 3);
+    const GemmProblem problem{m, n, k, a.operand(false), b.operand(true), wide.sums(), wide.sums()};
+    run(problem, 2);
+    const Avx2 guard;
+    run({m, n, k, a.operand(false), b.operand(true), narrow.sums(), narrow.sums()}, 2);
+    for (std::int64_t i = 0; i < m; ++i) {
+      ASSERT_EQ(std::memcmp(narrow.row(i), wide.row(i), static_cast<std::size_t>(n) * sizeof(float)), 0)
+          << m << "x" << n << "x" << k << ", row " << i;
+    }
+  }
 }
 
 /// Sums over more depth than is packed at a time, and more columns.

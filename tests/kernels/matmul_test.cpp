@@ -311,10 +311,10 @@ TEST(MatmulOneDnn, AgreesWithOpenBlasInFloat32) {
 }
 
 TEST(MatmulOneDnn, RefusesWithoutTouching) {
-  if (has_native_bfloat16()) {
-    EXPECT_NE(std::string(onednn_bfloat16_isa()), "");
-    return;
+  if (*onednn_bfloat16_isa() != '\0') {
+    GTEST_SKIP() << "oneDNN multiplies bfloat16 here, by " << onednn_bfloat16_isa();
   }
+  EXPECT_FALSE(has_native_bfloat16());
   const TileProduct tile{.m = 4, .n = 4, .k = 4, .a_stride = 4, .b_stride = 4, .c_stride = 4, .input = DType::bfloat16};
   const std::vector<bfloat16> a(16), b(16);
   std::vector<float> c(16, 7.0f);

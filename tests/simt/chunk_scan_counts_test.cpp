@@ -32,6 +32,26 @@ TEST(ChunkScanCounts, FusedKernelsMoveLittleMoreThanTheirInputsAndOutputs) {
   }
 }
 
+/// Slice by slice, out is written, then read and written once more by the norm, and the backward pass reads its inputs twice,
+/// for the norm's sums and for the gradients; each tile of 48 rows loads the slices' weights. On top come the three rows before
+/// every eight that the convolution reads again.
+TEST(ChunkScanCounts, WideScansAskForTheirInputsOnceOrTwice) {
+  for (const ScanShape& shape : {kWide, kWideHeads, kWideState}) {
+    Problem p = problem_of({"", shape, 1, 480, {8}, 0, false});
+    p.shape.longest_chunk = 8;
+    reset_counters();
+    run_cuda<bfloat16>(p);
+    const auto per_token = [&](const char* kernel) { return bytes_of({kernel}) / static_cast<double>(p.rows); };
+    const double E = static_cast<double>(shape.hidden), inputs = 2.0 * static_cast<double>(shape.projection());
+    const double weights = 4.0 * (4 + 1) * E / 48;
+    const std::string width = concat("E = ", shape.hidden, ", N = ", shape.state);
+    RecordProperty("forward_bytes_per_token, " + width, std::to_string(per_token("chunk_scan")));
+    RecordProperty("backward_bytes_per_token, " + width, std::to_string(per_token("chunk_scan_backward")));
+    EXPECT_LT(per_token("chunk_scan"), 1.3 * (inputs + 3 * 2 * E + weights)) << width;
+    EXPECT_LT(per_token("chunk_scan_backward"), 1.5 * (3 * inputs + 2 * 2 * E + 2 * weights)) << width;
+  }
+}
+
 /// Matrix instructions, of 16 x 8 x 16 products each, that the scan needs. `pairs`: blocks of 16 x 16 rows with pairs that
 /// share a chunk. `crossings`: strips of 16 rows of tiles that a chunk leaves for the next tile, or enters from it, which are
 /// as many.
@@ -51,7 +71,8 @@ struct LeastProducts {
 
 /// A tile of 48 rows has six blocks of pairs where one chunk fills it. Halves of the heads make their group's scores each for
 /// themselves, backwards twice, and their halves of dB and dC: with one group, and more so with large states, that is what
-/// comes on top. Where walks are shared out, Y is made once more for the states' gradients.
+/// comes on top. Wide scans do so for each slice, and make Y twice on their way back. Where walks are shared out, Y is made
+/// once more for the states' gradients.
 TEST(ChunkScanCounts, FusedKernelsMultiplyLittleMoreThanTheScanNeeds) {
   struct Work {
     const char* name;
@@ -63,10 +84,14 @@ TEST(ChunkScanCounts, FusedKernelsMultiplyLittleMoreThanTheScanNeeds) {
     double forward, backward;
   };
   for (const auto& [shape, most_forward, most_backward] :
-       {Bound{kPaper, 1.12, 1.19}, Bound{kPaperGroups, 1, 1.07}, Bound{kPaperLarge, 1.34, 1.56}}) {
+       {Bound{kPaper, 1.12, 1.19}, Bound{kPaperGroups, 1, 1.07}, Bound{kPaperLarge, 1.34, 1.56}, Bound{kWide, 1.2, 1.68},
+        Bound{kWideHeads, 1.22, 1.7}, Bound{kWideState, 1.34, 1.93}}) {
     for (const auto& [name, n, chunk, pairs, crossings] :
          {Work{"chunks of 8", 96, 8, 6, 0}, Work{"one walk", 192, 192, 4 * 6, 3 * 3},
           Work{"shared out", 240, 240, 5 * 6, 4 * 3}}) {
+      if (shape.hidden > 256 && n > kLongestWalk) {
+        continue;  // the plain kernels'
+      }
       const Problem p = problem_of({"", shape, 1, n, {chunk}});
       const LeastProducts least(shape, pairs, crossings);
       reset_counters();
@@ -74,7 +99,7 @@ TEST(ChunkScanCounts, FusedKernelsMultiplyLittleMoreThanTheScanNeeds) {
       const auto forward = static_cast<double>(total_counters().matrix_products);
       run_cuda<bfloat16>(p);
       const double backward = static_cast<double>(total_counters().matrix_products) - 2 * forward;
-      const std::string which = concat(name, ", N = ", shape.state, ", G = ", shape.groups);
+      const std::string which = concat(name, ", E = ", shape.hidden, ", N = ", shape.state, ", G = ", shape.groups);
       RecordProperty(which + ", forward", std::to_string(forward / least.forward));
       RecordProperty(which + ", backward", std::to_string(backward / least.backward));
       EXPECT_GE(forward, least.forward) << which;

@@ -82,20 +82,22 @@ INSTANTIATE_TEST_SUITE_P(
 
 /// Fused kernels: products of bfloat16 on tensor cores. On the way to `out` lie three roundings to 8 bits of half a unit of the
 /// last one each (X, B, C; M; out itself), five to the gradients (X, B, C; dY; M or the scores' gradient; the gradient after
-/// the convolution; the result), and sums of many terms average them.
+/// the convolution; the result), and sums of many terms average them. Wider SSMs have one more on the way to `out`, before the
+/// norm, and their scores' gradients are rounded slice by slice, which averages too.
 class ChunkScanFused : public testing::TestWithParam<Case> {};
 constexpr std::int64_t kLongestWalk = 192;  ///< rows of chunks that a block walks alone
 
 TEST_P(ChunkScanFused, AgreesWithTheCpu) {
   Problem p = problem_of(GetParam());
   const Result expected = run<double>(scans_of_cpu(), Device::cpu, p, true);
-  if (p.n > kLongestWalk) {  // walks are shared out, unless chunks are said to be short
+  const bool wide = p.shape.hidden > 256;
+  if (p.n > kLongestWalk && !wide) {  // walks are shared out, unless chunks are said to be short
     reset_counters();
     expect_close(p, run_cuda<bfloat16>(p), expected, {3 * 0x1p-9, 5 * 0x1p-9, 5 * 0x1p-9});
     EXPECT_EQ(counters("chunk_scan: pass").launches, 2);  // the backward pass makes states again
     EXPECT_EQ(counters("chunk_scan_backward: pass").launches, 1);
-    p.shape.longest_chunk = 1;
   }
+  p.shape.longest_chunk = 1;
   reset_counters();
   const Result got = run_cuda<bfloat16>(p);
   expect_close(p, got, expected, {3 * 0x1p-9, 5 * 0x1p-9, 5 * 0x1p-9});
@@ -114,7 +116,13 @@ INSTANTIATE_TEST_SUITE_P(
                     Case{"mixed", kPaper, 2, 200, {1, 70, 3, 2, 129, 33, 31}},
                     Case{"whole", kPaper, 2, 130, {130}, 0, true, -5}, Case{"lastPieceOfOneRow", kPaper, 1, 97, {97}},
                     Case{"large", kPaperLarge, 1, 70, {8}, 3, true}, Case{"largeLong", kPaperLarge, 1, 150, {20, 130}},
-                    Case{"oneToken", kPaper, 1, 1, {1}, 0, true},
+                    Case{"oneToken", kPaper, 1, 1, {1}, 0, true}, Case{"wideChunks1", kWide, 1, 37, {1}},
+                    Case{"wideChunks8", kWideHeads, 2, 96, {8}, 3, true}, Case{"wideChunks64", kWideHeads, 1, 192, {64}},
+                    Case{"wideMixed", kWide, 2, 100, {1, 70, 3, 2, 33}, 0, true},
+                    Case{"wideWhole", kWideHeads, 1, 150, {150}, 0, true, -5},
+                    Case{"wideLastPieceOfOneRow", kWide, 1, 97, {97}, 0, true},
+                    Case{"wideStateMixed", kWideState, 2, 130, {1, 70, 3, 2, 33}, 9, true},
+                    Case{"wideHeadsMixed", kWideHeads, 1, 260, {1, 145, 30, 1, 97, 48}, 0, true, -5},
                     Case{"wholeSharedOut", kPaperGroups, 2, 250, {250}, 0, true, -5},
                     Case{"largeSharedOut", kPaperLarge, 1, 200, {3, 197}, 0, false, -5},
                     Case{"mixedSharedOut", kPaper, 2, 400, {1, 2, 145, 30, 1, 97, 48, 33, 40}, 17, true, -5},
@@ -137,6 +145,16 @@ TEST(ChunkScanCuda, ResultsDoNotDependOnTheOrderOfWarpsAndBlocks) {
   expect_same_for_seeds<float>(problem_of({"", kGroups, 1, 130, {100, 5}, 0, true}));
   expect_same_for_seeds<bfloat16>(problem_of({"", kPaper, 1, 180, {110, 5, 9}, 0, true}));
   expect_same_for_seeds<bfloat16>(problem_of({"", kPaper, 1, 240, {230, 10}, 0, true}));
+  expect_same_for_seeds<bfloat16>(problem_of({"", kWideHeads, 1, 180, {110, 5, 9}, 0, true}));
+}
+
+/// Walks of wide SSMs are not shared out: the plain kernels do what a single block would be long at.
+TEST(ChunkScanCuda, LongChunksOfWideScansTakeThePlainKernels) {
+  const Problem p = problem_of({"", kWide, 1, kLongestWalk + 1, {kLongestWalk + 1}, 0, true});
+  reset_counters();
+  run_cuda<bfloat16>(p, 0, false);
+  EXPECT_EQ(counters("chunk_scan").launches, 0);
+  EXPECT_EQ(counters("chunk_scan mix").launches, 1);
 }
 
 TEST(ChunkScanCuda, RangesAreSharedOutToAtMost512Blocks) {

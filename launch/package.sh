@@ -40,6 +40,7 @@ most=$((64 << 20))
 
 [[ ! -e $output || -e $output/PACKAGE.txt ]] || fail "$output exists and is no package; move it away"
 
+mkdir -p "$(dirname "$output")"
 say "building in $build"
 programs=(attamba)
 [[ $cuda == OFF ]] || programs+=(kernels_check)

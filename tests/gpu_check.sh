@@ -39,7 +39,10 @@ first_of() {
   done
 }
 program=$(first_of "$program" "$root/attamba" "$root/build/cuda/attamba" "$root/build/release/attamba")
-kernels_check=$(first_of "$kernels_check" "$root/kernels_check" "$root/build/cuda/tests/gpu/kernels_check")
+# The package's own and the checkout's need a GPU.
+[[ -n $kernels_check || $device == cpu ]] ||
+  kernels_check=$(first_of "$root/kernels_check" "$root/build/cuda/tests/gpu/kernels_check")
+[[ -z $kernels_check ]] || kernels_check=$(first_of "$kernels_check")
 [[ -n $program ]] || { echo "gpu_check: no program attamba here; name it with --program" >&2; exit 2; }
 mkdir -p "$out" && out=$(cd "$out" && pwd) || exit 2
 rm -rf "$out"/*.log "$out"/*.json "$out"/*.step "$out"/runs

@@ -74,7 +74,7 @@ ATTAMBA_DEVICE void write_rows(const ForwardShared& shared, const WarpPlace& pla
 /// Of a row whose sums are complete.
 ATTAMBA_DEVICE float row_scale(const SliceSizes& s, const ForwardShared& shared, int row) {
   const float* sums = shared.sums + row * kHalves;
-  return rsqrt((load(sums) + load(sums + 1)) / static_cast<float>(s.all_hidden) + s.eps);
+  return rsqrt((load(sums) + load(sums + 1)) / static_cast<float>(s.all.hidden) + s.eps);
 }
 
 /// One slice of a tile, into z; `state` at its entry, where a chunk enters.
@@ -86,7 +86,7 @@ ATTAMBA_DEVICE void tile_output(const SliceSizes& s, const Inputs<bf16>& in, con
   }
   fetch_rows(tile, input_row(s, in, tile.begin) + s.column(), s.projection, shared.z);
   sync_block();
-  convolve_tile(s, in, tile, shared.inputs, s.slice == 0 ? s.channels : s.hidden);
+  convolve_tile(s, in, tile, shared.inputs, s.new_channels());
   load_steps(s, in, tile, shared.inputs);
   copy_async_wait<0>();
   sync_block();
@@ -120,14 +120,14 @@ ATTAMBA_DEVICE void tile_output(const SliceSizes& s, const Inputs<bf16>& in, con
 /// Scales the tile's rows of `out`, which this block has written, all slices: eight columns by one strip per thread.
 ATTAMBA_DEVICE void normalize(const SliceSizes& s, const Inputs<bf16>& in, const ForwardShared& shared, const Tile& tile,
                               bf16* out) {
-  const int packs = s.all_hidden / 8;
+  const int packs = s.all.hidden / 8;
   for (int item = own_thread(); item < packs * strip_count(tile.rows); item += kFusedThreads) {
     const int column = item % packs * 8, first = item / packs * kStripRows;
     const int end = first + kStripRows < tile.rows ? first + kStripRows : tile.rows;
     const Pack<float> weight[2] = {Pack<float>::read(in.norm + column), Pack<float>::read(in.norm + column + 4)};
 #pragma unroll 4
     for (int t = first; t < end; ++t) {
-      auto* to = reinterpret_cast<Bytes16*>(out + static_cast<std::int64_t>(tile.begin + t) * s.all_hidden + column);
+      auto* to = reinterpret_cast<Bytes16*>(out + static_cast<std::int64_t>(tile.begin + t) * s.all.hidden + column);
       const float scale = row_scale(s, shared, t);
       Bytes16 raw = load(to);
 #pragma unroll
@@ -162,8 +162,8 @@ chunk_scan_kernel(Sizes given, Inputs<bf16> in, bf16* out, float* states, bool s
       if (tile.rows == 0) {
         break;
       }
-      float* all_states = states + static_cast<std::int64_t>(shares ? slot_of(begin) : block_x()) * s.all_state_size();
-      for (s.slice = 0; s.column() < s.all_hidden; ++s.slice) {
+      float* all_states = states + static_cast<std::int64_t>(shares ? slot_of(begin) : block_x()) * s.all.state_size();
+      for (s.slice = 0; s.column() < s.all.hidden; ++s.slice) {
         float* state = all_states + s.slice * F::kSliceState;
         tile_output<F>(s, in, shared, tile, state);
         if (!shares && !tile.last) {
@@ -176,7 +176,7 @@ chunk_scan_kernel(Sizes given, Inputs<bf16> in, bf16* out, float* states, bool s
         for (int i = own_thread(); i < tile.rows * kPacks; i += kFusedThreads) {
           const int t = i / kPacks, column = i % kPacks * 8;
           store(
-              reinterpret_cast<Bytes16*>(out + static_cast<std::int64_t>(tile.begin + t) * s.all_hidden + s.column() + column),
+              reinterpret_cast<Bytes16*>(out + static_cast<std::int64_t>(tile.begin + t) * s.all.hidden + s.column() + column),
               load(reinterpret_cast<const Bytes16*>(shared.z + t * kHiddenStride + column)));
         }
         sync_block();

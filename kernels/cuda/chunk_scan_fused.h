@@ -79,22 +79,22 @@ inline std::int64_t fused_blocks(std::int64_t rows) {
 
 /// Sizes of one slice, and where it lies in rows of the whole.
 struct SliceSizes : Sizes {
+  Sizes all;  ///< of the whole
   int units;  ///< of a head
   bool sliced;
-  int slice, slices;
-  int all_hidden, all_heads;
+  int slice;
 
   /// Column in z, and in X.
   ATTAMBA_HOST_DEVICE int column() const { return slice * kFusedHidden; }
   /// Among all heads.
   ATTAMBA_HOST_DEVICE int head_of(int own) const { return slice * heads + own; }
+  /// Channels to convolve for the slice: B and C come with the first one.
+  ATTAMBA_HOST_DEVICE int new_channels() const { return slice == 0 ? channels : hidden; }
+  ATTAMBA_HOST_DEVICE bool is_last() const { return column() + kFusedHidden == all.hidden; }
   /// Of a channel among those of the whole; B and C are every slice's.
   ATTAMBA_HOST_DEVICE int channel_of(int own) const {
-    return own + (own < kFusedHidden ? column() : all_hidden - kFusedHidden);
+    return own + (own < kFusedHidden ? column() : all.hidden - kFusedHidden);
   }
-  ATTAMBA_HOST_DEVICE int all_channels() const { return all_hidden - hidden + channels; }
-  ATTAMBA_HOST_DEVICE int all_state_size() const { return all_hidden * state; }
-  ATTAMBA_HOST_DEVICE int all_partial_size() const { return all_channels() * conv + all_hidden + 3 * all_heads; }
 };
 
 /// What a fused kernel is compiled for: N, G, the units of a head, and whether there may be several slices.
@@ -108,20 +108,18 @@ struct Form {
   ATTAMBA_HOST_DEVICE static SliceSizes sizes(const Sizes& given) {
     SliceSizes s{};
     static_cast<Sizes&>(s) = given;
-    s.all_hidden = kSliced ? given.hidden : kFusedHidden;
-    s.slices = kSliced ? given.hidden / kFusedHidden : 1;
     s.units = kUnitsOfHead;
     s.sliced = kSliced;
     s.hidden = kFusedHidden;
     s.state = kState;
     s.heads = kUnits / kUnitsOfHead;
-    s.all_heads = s.slices * s.heads;
     s.groups = kGroups;
     s.conv = kFusedTaps;
     s.head = kUnit * kUnitsOfHead;
     s.channels = s.hidden + 2 * kGroups * kState;
-    s.projection = s.all_hidden + s.all_channels() + s.all_heads;
+    s.projection = kSliced ? given.projection : s.hidden + s.channels + s.heads;
     s.first = 0;
+    s.all = kSliced ? given : s;
     return s;
   }
 };
@@ -344,7 +342,7 @@ ATTAMBA_DEVICE void convolve_tile(const SliceSizes& s, const Inputs<bf16>& in, c
       raw[i] = Bytes8{};
       if (t >= chunk && t < tile.rows) {
         raw[i] = device::load(
-            reinterpret_cast<const Bytes8*>(input_row(s, in, tile.begin + t) + s.all_hidden + s.channel_of(channel)));
+            reinterpret_cast<const Bytes8*>(input_row(s, in, tile.begin + t) + s.all.hidden + s.channel_of(channel)));
       }
     }
     float weight[kFusedTaps][kWide], x[kFusedTaps][kWide] = {};  // x[j] is that of j rows before
@@ -392,13 +390,6 @@ ATTAMBA_DEVICE void convolve_tile(const SliceSizes& s, const Inputs<bf16>& in, c
   }
 }
 
-/// dt of a head of the slice, with its bias.
-ATTAMBA_DEVICE float slice_step(const SliceSizes& s, const Inputs<bf16>& in, int t, int head) {
-  const int all = s.head_of(head);
-  const float dt = device::to_float(device::load(input_row(s, in, t) + s.projection - s.all_heads + all));
-  return in.dt_bias == nullptr ? dt : dt + device::load(in.dt_bias + all);
-}
-
 /// Fills delta and decay, a warp per head.
 ATTAMBA_DEVICE void load_steps(const SliceSizes& s, const Inputs<bf16>& in, const Tile& tile, const Shared& shared) {
   const int lane = own_lane();
@@ -407,7 +398,7 @@ ATTAMBA_DEVICE void load_steps(const SliceSizes& s, const Inputs<bf16>& in, cons
     float before = 0;
     for (int first = 0; first < kRows; first += device::kWarp) {
       const int t = first + lane;
-      const float delta = t < tile.rows ? softplus(slice_step(s, in, tile.begin + t, head)) : 0.0f;
+      const float delta = t < tile.rows ? softplus(input_step(s, in, tile.begin + t, s.all.heads, s.head_of(head))) : 0.0f;
       float sum = rate * delta;
 #pragma unroll
       for (int step = 1; step < device::kWarp; step *= 2) {

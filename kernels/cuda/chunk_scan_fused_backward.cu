@@ -20,7 +20,7 @@ struct Passing {
   float* gradients;  ///< [slots, E N], of these
   float* edges;      ///< [slots, kEdge, channels], see Edges
   float* rests;      ///< the same, or null where the tiles of a walk go to one block
-  float* norm_sums;  ///< [blocks, slices, kStrips, kFusedHidden], or null where they fit in shared memory
+  float* norm_sums;  ///< [blocks, kStrips, E], or null where they fit in shared memory
   /// [blocks, Part, halves, kStrips, N / 16] pieces of dB and dC. Of `from_exit` and `from_entry` a half has its heads' sums;
   /// of `slices`, where there may be several, half 0 has dB and half 1 dC of those before.
   float* products;
@@ -28,7 +28,7 @@ struct Passing {
 
   ATTAMBA_DEVICE bool shared_out() const { return rests != nullptr; }
   ATTAMBA_DEVICE float* own_norm_sums(const SliceSizes& s) const {
-    return norm_sums == nullptr ? nullptr : norm_sums + std::int64_t{block_x()} * (kStrips * s.all_hidden);
+    return norm_sums == nullptr ? nullptr : norm_sums + std::int64_t{block_x()} * (kStrips * s.all.hidden);
   }
   ATTAMBA_HOST_DEVICE static constexpr int parts(bool sliced) { return sliced ? 3 : 2; }
   template <class F>
@@ -150,10 +150,10 @@ ATTAMBA_DEVICE void step_gradient(const SliceSizes& s, const Inputs<bf16>& in, c
       }
       if (t < tile.rows) {
         const float dlog = later[part] + (t >= leaving ? whole : 0.0f);
-        const float ddt =
-            (load(shared.ddelta + head * kRows + t) + rate * dlog) * sigmoid(slice_step(s, in, tile.begin + t, head));
+        const float ddt = (load(shared.ddelta + head * kRows + t) + rate * dlog) *
+                          sigmoid(input_step(s, in, tile.begin + t, s.all.heads, s.head_of(head)));
         bf16* end = dzxbcdt + static_cast<std::int64_t>(tile.begin + t + 1) * s.projection;
-        store(end - s.all_heads + s.head_of(head), to_bf16(ddt));
+        store(end - s.all.heads + s.head_of(head), to_bf16(ddt));
         rate_sum += load(shared.inputs.delta + head * kRows + t) * dlog;
         bias_sum += ddt;
       }
@@ -165,10 +165,10 @@ ATTAMBA_DEVICE void step_gradient(const SliceSizes& s, const Inputs<bf16>& in, c
       for (int strip = 0; strip < strip_count(tile.rows); ++strip) {
         trace += load(shared.traces + strip * s.heads + head);
       }
-      float* sums = shared.head_sums(s) + head;
+      float* sums = shared.head_sums + s.head_of(head);
       store(sums, load(sums) + rate * rate_sum);
-      store(sums + s.heads, load(sums + s.heads) + trace);
-      store(sums + 2 * s.heads, load(sums + 2 * s.heads) + bias_sum);
+      store(sums + s.all.heads, load(sums + s.all.heads) + trace);
+      store(sums + 2 * s.all.heads, load(sums + 2 * s.all.heads) + bias_sum);
     }
   }
 }
@@ -199,7 +199,7 @@ ATTAMBA_DEVICE void load_tile(const SliceSizes& s, const Inputs<bf16>& in, const
     load_weights(s, in, shared.inputs);
     sync_block();
   }
-  fetch_rows(tile, dout + static_cast<std::int64_t>(tile.begin) * s.all_hidden + s.column(), s.all_hidden, shared.dy);
+  fetch_rows(tile, dout + static_cast<std::int64_t>(tile.begin) * s.all.hidden + s.column(), s.all.hidden, shared.dy);
   convolve_tile(s, in, tile, shared.inputs, channels);
   load_steps(s, in, tile, shared.inputs);
   copy_async_wait<0>();
@@ -220,7 +220,7 @@ ATTAMBA_DEVICE void add_slices(const SliceSizes& s, const WarpPlace& place, floa
         acc[2 * n + i][e] += pack.value[e];
         pack.value[e] = acc[2 * n + i][e];
       }
-      if (s.slice + 1 < s.slices) {
+      if (!s.is_last()) {
         pack.write(piece);
       }
     }
@@ -237,8 +237,8 @@ ATTAMBA_DEVICE void slice_gradient(const SliceSizes& s, const Inputs<bf16>& in, 
   const int strips = strip_count(tile.rows), leaving = step.leaving, slot = slot_of(tile.begin);
   const int own_state = s.slice * F::kSliceState;
   const bool works = WarpPlace().strip < strips, leaves = leaving < kRows, enters = load(inputs.starts) < 0;
-  float* state = in_slot(passing.states, slot, s.all_state_size()) + own_state;
-  float* exit = in_slot(passing.gradients, slot + 1, s.all_state_size()) + own_state;
+  float* state = in_slot(passing.states, slot, s.all.state_size()) + own_state;
+  float* exit = in_slot(passing.gradients, slot + 1, s.all.state_size()) + own_state;
   gate_backward<kState, F::kSliced ? Gate::gradients : Gate::whole>(s, in, tile, shared, WarpPlace(), works, state, dzxbcdt);
   sync_block();
   if (works) {
@@ -263,7 +263,7 @@ ATTAMBA_DEVICE void slice_gradient(const SliceSizes& s, const Inputs<bf16>& in, 
   sync_block();  // the scores' gradients are there
   if (enters && !passing.shared_out()) {
     entry_gradient<kState>(s, shared, strips, leaving < 0 ? exit : nullptr,
-                           in_slot(passing.gradients, slot, s.all_state_size()) + own_state);
+                           in_slot(passing.gradients, slot, s.all.state_size()) + own_state);
   }
   step_gradient<kState>(s, in, tile, shared, leaving, state, exit, dzxbcdt);
   const WarpPlace place;
@@ -284,18 +284,17 @@ ATTAMBA_DEVICE void slice_gradient(const SliceSizes& s, const Inputs<bf16>& in, 
       add_slices<kState>(s, place, passing.own_products<F>(Passing::slices), group[0]);
     }
   }
-  const bool last = s.slice + 1 == s.slices;
-  const int channels = last ? s.channels : s.hidden;
+  const int channels = s.is_last() ? s.channels : s.hidden;
   sync_block();  // B and C are read
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
-    if (works && i < s.groups && last) {
+    if (works && i < s.groups && s.is_last()) {
       write_group<kState>(shared, place, place.half == 1 ? s.c_column(i) : s.b_column(i), group[i]);
     }
   }
   sync_block();
   auto* taps = reinterpret_cast<float*>(shared.dy);
-  const int edge = kEdge * s.all_channels();
+  const int edge = kEdge * s.all.channels;
   const Edges edges{.next = in_slot(passing.edges, slot + 1, edge),
                     .own = in_slot(passing.edges, slot, edge),
                     .rest = passing.shared_out() ? in_slot(passing.rests, slot + 1, edge) : nullptr};
@@ -309,15 +308,15 @@ template <class F>
 ATTAMBA_DEVICE void tile_gradient(SliceSizes s, const Inputs<bf16>& in, const BackwardShared& shared, const Passing& passing,
                                   const Step& step, const bf16* dout, bf16* dzxbcdt, float* partial) {
   if constexpr (F::kSliced) {
-    const float* states = in_slot(passing.states, slot_of(step.tile.begin), s.all_state_size());
-    for (s.slice = 0; s.slice < s.slices; ++s.slice) {
-      load_tile<F>(s, in, shared, step.tile, dout, s.slice == 0 ? s.channels : s.hidden);
+    const float* states = in_slot(passing.states, slot_of(step.tile.begin), s.all.state_size());
+    for (s.slice = 0; s.column() < s.all.hidden; ++s.slice) {
+      load_tile<F>(s, in, shared, step.tile, dout, s.new_channels());
       const bool works = WarpPlace().strip < strip_count(step.tile.rows);
       gate_backward<F::kState, Gate::sums>(s, in, step.tile, shared, WarpPlace(), works, states + s.slice * F::kSliceState,
                                            nullptr);
       sync_block();
     }
-    for (s.slice = 0; s.slice < s.slices; ++s.slice) {
+    for (s.slice = 0; s.column() < s.all.hidden; ++s.slice) {
       load_tile<F>(s, in, shared, step.tile, dout, s.hidden);
       slice_gradient<F>(s, in, shared, passing, step, dzxbcdt, partial);
     }
@@ -339,16 +338,16 @@ ATTAMBA_DEVICE int entry_states(SliceSizes s, const Inputs<bf16>& in, const Shar
     }
     const int leaving = leaving_chunk(s, in, tile);
     sync_block();
-    for (s.slice = 0; s.slice < s.slices && leaving < kRows; ++s.slice) {
+    for (s.slice = 0; s.column() < s.all.hidden && leaving < kRows; ++s.slice) {
       if constexpr (F::kSliced) {
         load_weights(s, in, shared);
         sync_block();
       }
-      convolve_tile(s, in, tile, shared, s.slice == 0 ? s.channels : s.hidden);
+      convolve_tile(s, in, tile, shared, s.new_channels());
       load_steps(s, in, tile, shared);
       sync_block();
-      float* entry = in_slot(states, slot_of(begin), s.all_state_size()) + s.slice * F::kSliceState;
-      pass_state<F::kState>(s, shared, leaving, entry, entry + s.all_state_size());
+      float* entry = in_slot(states, slot_of(begin), s.all.state_size()) + s.slice * F::kSliceState;
+      pass_state<F::kState>(s, shared, leaving, entry, entry + s.all.state_size());
       if constexpr (F::kSliced) {
         sync_block();
       }
@@ -360,19 +359,16 @@ ATTAMBA_DEVICE int entry_states(SliceSizes s, const Inputs<bf16>& in, const Shar
 /// At the end: the norm's and the heads' partial gradients.
 ATTAMBA_DEVICE void write_partials(const SliceSizes& s, const BackwardShared& shared, float* partial, bool taps_written) {
   sync_block();
-  const int taps = s.all_channels() * kFusedTaps;
-  for (int i = own_thread(); i < s.all_hidden; i += kFusedThreads) {
-    const float* sums = shared.all_norm_sums + i / kFusedHidden * (kStrips * kFusedHidden) + i % kFusedHidden;
+  const int taps = s.all.channels * kFusedTaps;
+  for (int i = own_thread(); i < s.all.hidden; i += kFusedThreads) {
     float sum = 0;
     for (int strip = 0; strip < kStrips; ++strip) {
-      sum += load(sums + strip * kFusedHidden);
+      sum += load(shared.norm_sums + strip * s.all.hidden + i);
     }
     store(partial + taps + i, sum);
   }
-  for (int i = own_thread(); i < 3 * s.all_heads; i += kFusedThreads) {
-    const int which = i / s.all_heads, head = i % s.all_heads;
-    store(partial + taps + s.all_hidden + i,
-          load(shared.all_head_sums + (head / s.heads * 3 + which) * s.heads + head % s.heads));
+  for (int i = own_thread(); i < 3 * s.all.heads; i += kFusedThreads) {
+    store(partial + taps + s.all.hidden + i, load(shared.head_sums + i));
   }
   for (int i = own_thread(); i < taps && !taps_written; i += kFusedThreads) {
     store(partial + i, 0.0f);
@@ -384,16 +380,16 @@ ATTAMBA_KERNEL(kFusedThreads, 2)
 chunk_scan_backward_kernel(Sizes given, Inputs<bf16> in, const bf16* dout, bf16* dzxbcdt, float* partials, Passing passing) {
   const SliceSizes s = F::sizes(given);
   const BackwardShared shared(s, SharedMemory(), passing.own_norm_sums(s));
-  float* partial = partials + static_cast<std::int64_t>(block_x()) * s.all_partial_size();
+  float* partial = partials + static_cast<std::int64_t>(block_x()) * s.all.partial_size();
   bool taps_written = false;
   if constexpr (!F::kSliced) {
     load_weights(s, in, shared.inputs);
   }
-  for (int i = own_thread(); i < 3 * s.all_heads; i += kFusedThreads) {
-    store(shared.all_head_sums + i, 0.0f);
+  for (int i = own_thread(); i < 3 * s.all.heads; i += kFusedThreads) {
+    store(shared.head_sums + i, 0.0f);
   }
-  for (int i = own_thread(); i < kStrips * s.all_hidden; i += kFusedThreads) {
-    store(shared.all_norm_sums + i, 0.0f);
+  for (int i = own_thread(); i < kStrips * s.all.hidden; i += kFusedThreads) {
+    store(shared.norm_sums + i, 0.0f);
   }
   for (int range = block_x(); range * kRange < s.rows; range += grid_x()) {
     const int begin = first_chunk(s, in, range), other = passing.shared_out() ? shared_tile(s, in, range) : -1;

@@ -33,8 +33,8 @@ ATTAMBA_DEVICE void convolve_backward(const SliceSizes& s, const Inputs<bf16>& i
         weight[j][c] = w.value[c];
       }
     }
-    const bf16* from = input_row(s, in, tile.begin) + s.all_hidden + among_all;
-    bf16* to = dzxbcdt + static_cast<std::int64_t>(tile.begin) * s.projection + s.all_hidden + among_all;
+    const bf16* from = input_row(s, in, tile.begin) + s.all.hidden + among_all;
+    bf16* to = dzxbcdt + static_cast<std::int64_t>(tile.begin) * s.projection + s.all.hidden + among_all;
     const auto fetch = [&](int t) {
       const Bytes8 two = load(reinterpret_cast<const Bytes8*>(from + static_cast<std::int64_t>(t) * s.projection));
       x[0][0] = low_half(two.word[0]);
@@ -91,7 +91,7 @@ ATTAMBA_DEVICE void convolve_backward(const SliceSizes& s, const Inputs<bf16>& i
           gradient[c] = (c % 2 == 0 ? low_half(pair[c / 2]) : high_half(pair[c / 2])) * open * (1.0f + sum * (1.0f - open));
         }
       } else if (t >= tile.rows && leaving < kRows && edges.rest == nullptr) {
-        const auto pack = Pack<float>::read(edges.next + (t - kRows) * s.all_channels() + among_all);
+        const auto pack = Pack<float>::read(edges.next + (t - kRows) * s.all.channels + among_all);
 #pragma unroll
         for (int c = 0; c < kWide; ++c) {
           gradient[c] = pack.value[c];
@@ -103,7 +103,7 @@ ATTAMBA_DEVICE void convolve_backward(const SliceSizes& s, const Inputs<bf16>& i
         for (int c = 0; c < kWide; ++c) {
           pack.value[c] = start < 0 ? gradient[c] : 0.0f;
         }
-        pack.write(edges.own + t * s.all_channels() + among_all);
+        pack.write(edges.own + t * s.all.channels + among_all);
       }
 #pragma unroll
       for (int j = 0; j < kFusedTaps; ++j) {
@@ -121,7 +121,7 @@ ATTAMBA_DEVICE void convolve_backward(const SliceSizes& s, const Inputs<bf16>& i
         for (int c = 0; c < kWide; ++c) {
           pack.value[c] = dx[kEdge][c];
         }
-        pack.write(edges.rest + (done - kRows + kEdge) * s.all_channels() + among_all);
+        pack.write(edges.rest + (done - kRows + kEdge) * s.all.channels + among_all);
       } else if (i >= kEdge && done < tile.rows) {
         Bytes8 two;
         two.word[0] = pack_bf16(dx[kEdge][0], dx[kEdge][1]);

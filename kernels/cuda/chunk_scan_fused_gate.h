@@ -15,8 +15,8 @@ struct BackwardShared {
   float *dlog, *ddelta;   ///< [Hs, kRows]
   float *traces, *terms;  ///< [kStrips, Hs]: of dM; of what the exit state adds to dl
   float* sums;            ///< [kRows, kHalves, 2]: of u^2 and of u w dout
-  float* all_head_sums;   ///< [slices, 3, Hs]: gradients of A_log, D, dt_bias so far
-  float* all_norm_sums;   ///< [slices, kStrips, kFusedHidden]: gradient of the norm so far
+  float* head_sums;       ///< [3, all heads]: gradients of A_log, D, dt_bias so far
+  float* norm_sums;       ///< [kStrips, E]: gradient of the norm so far
 
   /// With large states or several slices the norm's sums lie in workspace, of which `sums_elsewhere` is the block's: shared
   /// memory of sm_86 is small.
@@ -31,19 +31,17 @@ struct BackwardShared {
     traces = shared.take<float>(kStrips * s.heads);
     terms = shared.take<float>(kStrips * s.heads);
     sums = shared.take<float>(kRows * kHalves * 2);
-    all_head_sums = shared.take<float>(3 * s.all_heads);
-    all_norm_sums = keeps_sums(s) ? shared.take<float>(kStrips * kFusedHidden) : sums_elsewhere;
+    head_sums = shared.take<float>(3 * s.all.heads);
+    norm_sums = keeps_sums(s) ? shared.take<float>(kStrips * kFusedHidden) : sums_elsewhere;
   }
   static std::size_t bytes(const SliceSizes& s) {
     using device::SharedMemory;
     return Shared::bytes(s) + SharedMemory::bytes_of<bf16>(kRows * kHiddenStride) +
            SharedMemory::bytes_of<bf16>(kHalves * kScoreTiles * kScoreTile * kScoreStride) +
            2 * SharedMemory::bytes_of<float>(s.heads * kRows) + 2 * SharedMemory::bytes_of<float>(kStrips * s.heads) +
-           SharedMemory::bytes_of<float>(kRows * kHalves * 2) + SharedMemory::bytes_of<float>(3 * s.all_heads) +
+           SharedMemory::bytes_of<float>(kRows * kHalves * 2) + SharedMemory::bytes_of<float>(3 * s.all.heads) +
            (keeps_sums(s) ? SharedMemory::bytes_of<float>(kStrips * kFusedHidden) : 0);
   }
-  ATTAMBA_DEVICE float* head_sums(const SliceSizes& s) const { return all_head_sums + s.slice * 3 * s.heads; }
-  ATTAMBA_DEVICE float* norm_sums(const SliceSizes& s) const { return all_norm_sums + s.slice * kStrips * kFusedHidden; }
   /// Of rows `from` of a strip and later rows `block` of another.
   ATTAMBA_DEVICE bf16* score_tile(int half, int from, int block) const {
     return dscores + (half * kScoreTiles + block * (block + 1) / 2 + from) * kScoreTile * kScoreStride;
@@ -163,9 +161,9 @@ ATTAMBA_DEVICE void gate_backward(const SliceSizes& s, const Inputs<bf16>& in, c
 #pragma unroll
   for (int row = 0; row < 2; ++row) {
     const float* sums = shared.sums + place.row(row) * kHalves * 2;
-    const float mean = (device::load(sums) + device::load(sums + 2)) / static_cast<float>(s.all_hidden) + s.eps;
+    const float mean = (device::load(sums) + device::load(sums + 2)) / static_cast<float>(s.all.hidden) + s.eps;
     scale[row] = device::rsqrt(mean);
-    pull[row] = scale[row] / mean * (device::load(sums + 1) + device::load(sums + 3)) / static_cast<float>(s.all_hidden);
+    pull[row] = scale[row] / mean * (device::load(sums + 1) + device::load(sums + 3)) / static_cast<float>(s.all.hidden);
   }
 #pragma unroll
   for (int own = 0; own < kWarpUnits; ++own) {
@@ -219,7 +217,7 @@ ATTAMBA_DEVICE void gate_backward(const SliceSizes& s, const Inputs<bf16>& in, c
     }
     const float sum = sum_columns(columns, place.lane);
     if (dzxbcdt != nullptr) {
-      float* sums = shared.norm_sums(s) + place.strip * kFusedHidden + norm_column(place, own);
+      float* sums = shared.norm_sums + place.strip * s.all.hidden + s.column() + norm_column(place, own);
       device::store(sums, device::load(sums) + sum);
     }
   }

@@ -30,7 +30,7 @@ activate(Sizes s, Inputs<T> in, Memory m) {
   }
   for (int i = thread_index(); i < rows * s.heads; i += kThreads) {
     const int t = begin + i / s.heads, head = i % s.heads;
-    store(m.delta + static_cast<std::int64_t>(t) * s.heads + head, softplus(input_step(s, in, t, head)));
+    store(m.delta + static_cast<std::int64_t>(t) * s.heads + head, softplus(input_step(s, in, t, s.heads, head)));
   }
 }
 

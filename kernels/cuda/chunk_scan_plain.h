@@ -134,9 +134,10 @@ ATTAMBA_DEVICE float convolve(const Sizes& s, const Inputs<T>& in, int t, int ch
   }
   return sum;
 }
+/// dt of one of `heads` heads, with its bias.
 template <class T>
-ATTAMBA_DEVICE float input_step(const Sizes& s, const Inputs<T>& in, int t, int head) {
-  const float dt = device::to_float(device::load(input_row(s, in, t) + s.projection - s.heads + head));
+ATTAMBA_DEVICE float input_step(const Sizes& s, const Inputs<T>& in, int t, int heads, int head) {
+  const float dt = device::to_float(device::load(input_row(s, in, t) + s.projection - heads + head));
   return in.dt_bias == nullptr ? dt : dt + device::load(in.dt_bias + head);
 }
 

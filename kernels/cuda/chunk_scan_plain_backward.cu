@@ -246,7 +246,7 @@ ATTAMBA_DEVICE void step_gradient(const Sizes& s, const Inputs<T>& in, int head,
     before = shuffle(earlier + term, kWarp - 1);
     if (valid) {
       const float dlog = later[part] + (load(steps.start + t) < 0 ? whole : 0.0f) + earlier;
-      const float ddt = (load(pairs.ddelta + t) + rate * dlog) * sigmoid(input_step(s, in, steps.begin + t, head));
+      const float ddt = (load(pairs.ddelta + t) + rate * dlog) * sigmoid(input_step(s, in, steps.begin + t, s.heads, head));
       store(dzxbcdt + static_cast<std::int64_t>(steps.begin + t) * s.projection + s.projection - s.heads + head,
             from_float<T>(ddt));
       skip += load(pairs.skip + t);

@@ -39,10 +39,9 @@ first_of() {
   done
 }
 program=$(first_of "$program" "$root/attamba" "$root/build/cuda/attamba" "$root/build/release/attamba")
-# The package's own and the checkout's need a GPU.
-[[ -n $kernels_check || $device == cpu ]] ||
-  kernels_check=$(first_of "$root/kernels_check" "$root/build/cuda/tests/gpu/kernels_check")
-[[ -z $kernels_check ]] || kernels_check=$(first_of "$kernels_check")
+checks=("$kernels_check")  # the package's own and the checkout's need a GPU
+[[ $device == cpu ]] || checks+=("$root/kernels_check" "$root/build/cuda/tests/gpu/kernels_check")
+kernels_check=$(first_of "${checks[@]}")
 [[ -n $program ]] || { echo "gpu_check: no program attamba here; name it with --program" >&2; exit 2; }
 mkdir -p "$out" && out=$(cd "$out" && pwd) || exit 2
 rm -rf "$out"/*.log "$out"/*.json "$out"/*.step "$out"/runs

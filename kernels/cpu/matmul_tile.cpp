@@ -23,7 +23,7 @@ void use_one_blas_thread() {
 }
 
 /// AMX always does. AVX512-BF16 multiplies twice as many pairs as AVX-512 on AMD's processors, on Intel's just as many, and
-/// there oneDNN stays behind our own products (2.6 on Emerald Rapids: 162 against 231 to 267 GFLOP/s on two cores).
+/// there oneDNN stays behind our own products (2.6 on Emerald Rapids: 162 to 165 against 193 to 267 GFLOP/s on two cores).
 bool native_bfloat16_pays() {
   const std::string_view isa = onednn_bfloat16_isa();
 #ifdef __x86_64__
@@ -127,8 +127,8 @@ bool has_native_bfloat16() {
   return native_bfloat16().load(std::memory_order_relaxed);
 }
 
-void assume_native_bfloat16(bool native) {
-  native_bfloat16().store(native, std::memory_order_relaxed);
+bool assume_native_bfloat16(bool native) {
+  return native_bfloat16().exchange(native, std::memory_order_relaxed);
 }
 
 bool runs_in_gemm(const TileProduct& tile) {

@@ -34,7 +34,8 @@ void run_tile(const TileProduct& tile, void* c, const void* a, const void* b, st
 /// Whether products of bfloat16 operands run as such here, where that is faster; otherwise they are converted to float32.
 bool has_native_bfloat16();
 /// For tests: go the native way whatever the processor is. Tiles that oneDNN then refuses are still converted one by one.
-void assume_native_bfloat16(bool native);
+/// Returns what it was.
+bool assume_native_bfloat16(bool native);
 
 /// Converts rows x columns elements; strides in elements.
 void convert_block(float* out, std::int64_t out_stride, const bfloat16* in, std::int64_t in_stride, std::int64_t rows,

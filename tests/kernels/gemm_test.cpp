@@ -11,6 +11,7 @@
 #include "src/core/device.h"
 #include "src/core/error.h"
 #include "src/core/random.h"
+#include "tests/kernels/assumed.h"
 
 namespace attamba::kernels::cpu {
 namespace {
@@ -67,25 +68,13 @@ enum class Addend { none, apart, in_place };
 class Gemm : public testing::Test {
  protected:
   void SetUp() override {
-    before_ = assume_own_gemm(true);
     if (!has_own_gemm()) {
       GTEST_SKIP() << "no AVX2";
     }
   }
-  void TearDown() override { assume_own_gemm(before_); }
 
  private:
-  bool before_ = false;
-};
-
-/// AVX2 where there is AVX-512, which the other tests take then.
-class Avx2 {
- public:
-  Avx2() : before_(assume_avx512(false)) {}
-  ~Avx2() { assume_avx512(before_); }
-
- private:
-  bool before_;
+  const Assumed own_{assume_own_gemm, true};
 };
 
 template <class In, class Out>
@@ -140,7 +129,7 @@ TEST_F(Gemm, Bfloat16ToFloat32) {
 }
 
 TEST_F(Gemm, OnAvx2) {
-  const Avx2 guard;
+  const Assumed avx2(assume_avx512, false);
   expect_products<float, float>();
   expect_products<bfloat16, float>();
 }
@@ -155,7 +144,7 @@ TEST_F(Gemm, BothInstructionSetsGiveTheSameBits) {
     Padded<float> narrow(m, n, 3), wide(m, n, 3);
     const GemmProblem problem{m, n, k, a.operand(false), b.operand(true), wide.sums(), wide.sums()};
     run(problem, 2);
-    const Avx2 guard;
+    const Assumed avx2(assume_avx512, false);
     run({m, n, k, a.operand(false), b.operand(true), narrow.sums(), narrow.sums()}, 2);
     for (std::int64_t i = 0; i < m; ++i) {
       ASSERT_EQ(std::memcmp(narrow.row(i), wide.row(i), static_cast<std::size_t>(n) * sizeof(float)), 0)

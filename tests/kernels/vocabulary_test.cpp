@@ -11,6 +11,7 @@
 #include "kernels/cpu/matmul_tile.h"
 #include "kernels/kernels.h"
 #include "src/core/random.h"
+#include "tests/kernels/assumed.h"
 
 namespace attamba::kernels::cpu {
 namespace {
@@ -220,12 +221,11 @@ TEST(LinearCrossEntropy, MatchesDefinition) {
 }
 
 TEST(LinearCrossEntropy, Bfloat16TheOtherWay) {
-  const bool before = has_native_bfloat16();
-  assume_native_bfloat16(!before);  // dlogits packed as bfloat16 where they are float32 otherwise, or the reverse
+  // Dlogits packed as bfloat16 where they are float32 otherwise, or the reverse.
+  const Assumed other(assume_native_bfloat16, !has_native_bfloat16());
   for (const Problem& p : {Problem{33, 16, 256, 0.5}, {40, 24, 257}, {600, 8, 300, 0.125}, {20, 12, 5000}}) {
     expect_loss<bfloat16>(p, 1e-5, 6e-3);
   }
-  assume_native_bfloat16(before);
 }
 
 TEST(LinearCrossEntropy, LossAloneIsTheSameLoss) {

@@ -9,28 +9,30 @@ namespace {
 
 using namespace device;
 
+template <class F>
 struct ForwardShared {
-  Shared inputs;
-  bf16* z;      ///< [kRows, kHiddenStride]; becomes out, or what the norm is yet to scale
+  Shared<F> inputs;
+  bf16* z;      ///< [kRows, kSliceStride]; becomes out, or what the norm is yet to scale
   float* sums;  ///< [kRows, kHalves] of squares
 
-  ATTAMBA_DEVICE ForwardShared(const SliceSizes& s, SharedMemory shared) {
+  ATTAMBA_DEVICE ForwardShared(const SliceSizes<F>& s, SharedMemory shared) {
     inputs.take(s, shared);
-    z = shared.take<bf16>(kRows * kHiddenStride);
-    sums = shared.take<float>(kRows * kHalves);
+    z = shared.take<bf16>(F::kRows * F::kSliceStride);
+    sums = shared.take<float>(F::kRows * kHalves);
   }
-  static std::size_t bytes(const SliceSizes& s) {
-    return Shared::bytes(s) + SharedMemory::bytes_of<bf16>(kRows * kHiddenStride) +
-           SharedMemory::bytes_of<float>(kRows * kHalves);
+  static std::size_t bytes(const SliceSizes<F>& s) {
+    return Shared<F>::bytes(s) + SharedMemory::bytes_of<bf16>(F::kRows * F::kSliceStride) +
+           SharedMemory::bytes_of<float>(F::kRows * kHalves);
   }
 };
 
 /// y becomes Y silu(z); returns in `squares` the sums of squares of the lane's two rows over the warp's columns.
-ATTAMBA_DEVICE void gate(const SliceSizes& s, const Inputs<bf16>& in, const ForwardShared& shared, const WarpPlace& place,
-                         float (&y)[kWarpUnits][kUnit / 8][4], float (&squares)[2]) {
+template <class F>
+ATTAMBA_DEVICE void gate(const SliceSizes<F>& s, const Inputs<bf16>& in, const ForwardShared<F>& shared,
+                         const WarpPlace<F>& place, float (&y)[F::kWarpUnits][kUnit / 8][4], float (&squares)[2]) {
   squares[0] = squares[1] = 0;
 #pragma unroll
-  for (int own = 0; own < kWarpUnits; ++own) {
+  for (int own = 0; own < F::kWarpUnits; ++own) {
     if (never(s, own)) {
       break;
     }
@@ -41,7 +43,7 @@ ATTAMBA_DEVICE void gate(const SliceSizes& s, const Inputs<bf16>& in, const Forw
 #pragma unroll
       for (int row = 0; row < 2; ++row) {
         const std::uint32_t x = load_pair(shared.inputs.active + place.row(row) * shared.inputs.stride + column);
-        const std::uint32_t z = load_pair(shared.z + place.row(row) * kHiddenStride + column);
+        const std::uint32_t z = load_pair(shared.z + place.row(row) * F::kSliceStride + column);
         float& low = y[own][tile][2 * row];
         float& high = y[own][tile][2 * row + 1];
         low = (low + skip * low_half(x)) * low_half(z) * sigmoid_fast(low_half(z));
@@ -57,44 +59,45 @@ ATTAMBA_DEVICE void gate(const SliceSizes& s, const Inputs<bf16>& in, const Forw
 }
 
 /// The rows' values times `scale` and weight(column), into z.
-template <class Weight>
-ATTAMBA_DEVICE void write_rows(const ForwardShared& shared, const WarpPlace& place, const float (&y)[kWarpUnits][kUnit / 8][4],
-                               int row, float scale, const Weight& weight) {
+template <class F, class Weight>
+ATTAMBA_DEVICE void write_rows(const ForwardShared<F>& shared, const WarpPlace<F>& place,
+                               const float (&y)[F::kWarpUnits][kUnit / 8][4], int row, float scale, const Weight& weight) {
 #pragma unroll
-  for (int own = 0; own < kWarpUnits; ++own) {
+  for (int own = 0; own < F::kWarpUnits; ++own) {
 #pragma unroll
     for (int tile = 0; tile < kUnit / 8; ++tile) {
       const int column = place.column(own) + tile * 8;
-      store_pair(shared.z + place.row(row) * kHiddenStride + column, y[own][tile][2 * row] * scale * weight(column),
+      store_pair(shared.z + place.row(row) * F::kSliceStride + column, y[own][tile][2 * row] * scale * weight(column),
                  y[own][tile][2 * row + 1] * scale * weight(column + 1));
     }
   }
 }
 
 /// Of a row whose sums are complete.
-ATTAMBA_DEVICE float row_scale(const SliceSizes& s, const ForwardShared& shared, int row) {
+template <class F>
+ATTAMBA_DEVICE float row_scale(const SliceSizes<F>& s, const ForwardShared<F>& shared, int row) {
   const float* sums = shared.sums + row * kHalves;
   return rsqrt((load(sums) + load(sums + 1)) / static_cast<float>(s.all.hidden) + s.eps);
 }
 
 /// One slice of a tile, into z; `state` at its entry, where a chunk enters.
 template <class F>
-ATTAMBA_DEVICE void tile_output(const SliceSizes& s, const Inputs<bf16>& in, const ForwardShared& shared, const Tile& tile,
-                                const float* state) {
+ATTAMBA_DEVICE void tile_output(const SliceSizes<F>& s, const Inputs<bf16>& in, const ForwardShared<F>& shared,
+                                const Tile& tile, const float* state) {
   if constexpr (F::kSliced) {
     load_weights(s, in, shared.inputs);
   }
-  fetch_rows(tile, input_row(s, in, tile.begin) + s.column(), s.projection, shared.z);
+  fetch_rows<F>(tile, input_row(s, in, tile.begin) + s.column(), s.projection, shared.z);
   sync_block();
   convolve_tile(s, in, tile, shared.inputs, s.new_channels());
   load_steps(s, in, tile, shared.inputs);
   copy_async_wait<0>();
   sync_block();
-  const WarpPlace place;
-  float y[kWarpUnits][kUnit / 8][4] = {}, squares[2];
+  const WarpPlace<F> place;
+  float y[F::kWarpUnits][kUnit / 8][4] = {}, squares[2];
   const bool works = place.first_row() < tile.rows;
   if (works) {
-    mix<F::kState>(s, shared.inputs, place, state, y);
+    mix(s, shared.inputs, place, state, y);
     gate(s, in, shared, place, y, squares);
 #pragma unroll
     for (int row = 0; row < 2; ++row) {
@@ -118,10 +121,11 @@ ATTAMBA_DEVICE void tile_output(const SliceSizes& s, const Inputs<bf16>& in, con
 }
 
 /// Scales the tile's rows of `out`, which this block has written, all slices: eight columns by one strip per thread.
-ATTAMBA_DEVICE void normalize(const SliceSizes& s, const Inputs<bf16>& in, const ForwardShared& shared, const Tile& tile,
+template <class F>
+ATTAMBA_DEVICE void normalize(const SliceSizes<F>& s, const Inputs<bf16>& in, const ForwardShared<F>& shared, const Tile& tile,
                               bf16* out) {
   const int packs = s.all.hidden / 8;
-  for (int item = own_thread(); item < packs * strip_count(tile.rows); item += kFusedThreads) {
+  for (int item = own_thread(); item < packs * strip_count(tile.rows); item += F::kThreads) {
     const int column = item % packs * 8, first = item / packs * kStripRows;
     const int end = first + kStripRows < tile.rows ? first + kStripRows : tile.rows;
     const Pack<float> weight[2] = {Pack<float>::read(in.norm + column), Pack<float>::read(in.norm + column + 4)};
@@ -142,12 +146,12 @@ ATTAMBA_DEVICE void normalize(const SliceSizes& s, const Inputs<bf16>& in, const
 
 /// `states`: one per block, or, where walks are shared out, one per slot.
 template <class F>
-ATTAMBA_KERNEL(kFusedThreads, 2)
+ATTAMBA_KERNEL(F::kThreads, 2)
 chunk_scan_kernel(Sizes given, Inputs<bf16> in, bf16* out, float* states, bool shared_out) {
-  constexpr int kPacks = kFusedHidden / 8;
+  constexpr int kPacks = F::kSlice / 8;
   const bool shares = !F::kSliced && shared_out;
-  SliceSizes s = F::sizes(given);
-  const ForwardShared shared(s, SharedMemory());
+  SliceSizes<F> s(given);
+  const ForwardShared<F> shared(s, SharedMemory());
   if constexpr (!F::kSliced) {
     load_weights(s, in, shared.inputs);
   }
@@ -162,22 +166,22 @@ chunk_scan_kernel(Sizes given, Inputs<bf16> in, bf16* out, float* states, bool s
       if (tile.rows == 0) {
         break;
       }
-      float* all_states = states + static_cast<std::int64_t>(shares ? slot_of(begin) : block_x()) * s.all.state_size();
+      float* all_states = states + static_cast<std::int64_t>(shares ? F::slot_of(begin) : block_x()) * s.all.state_size();
       for (s.slice = 0; s.column() < s.all.hidden; ++s.slice) {
         float* state = all_states + s.slice * F::kSliceState;
         tile_output<F>(s, in, shared, tile, state);
         if (!shares && !tile.last) {
           const int leaving = leaving_chunk(s, in, tile);
-          if (leaving < kRows) {
-            pass_state<F::kState>(s, shared.inputs, leaving, state, state);
+          if (leaving < F::kRows) {
+            pass_state(s, shared.inputs, leaving, state, state);
           }
         }
         sync_block();
-        for (int i = own_thread(); i < tile.rows * kPacks; i += kFusedThreads) {
+        for (int i = own_thread(); i < tile.rows * kPacks; i += F::kThreads) {
           const int t = i / kPacks, column = i % kPacks * 8;
           store(
               reinterpret_cast<Bytes16*>(out + static_cast<std::int64_t>(tile.begin + t) * s.all.hidden + s.column() + column),
-              load(reinterpret_cast<const Bytes16*>(shared.z + t * kHiddenStride + column)));
+              load(reinterpret_cast<const Bytes16*>(shared.z + t * F::kSliceStride + column)));
         }
         sync_block();
       }
@@ -198,7 +202,7 @@ chunk_scan_kernel(Sizes given, Inputs<bf16> in, bf16* out, float* states, bool s
 }  // namespace
 
 bool is_fused(const ScanShape& shape, std::int64_t n) {
-  if (shape.conv != kFusedTaps || shape.hidden % kFusedHidden != 0) {
+  if (shape.conv != kFusedTaps || shape.hidden % kWholeSlice != 0) {
     return false;
   }
   if (!is_sliced(make_sizes(shape, 0))) {
@@ -225,7 +229,8 @@ void fused_forward(const Launch& launch, bf16* out, const Sizes& s, const Inputs
     long_states(launch, s, in, states, scratch.take<float>(count * static_cast<std::size_t>(s.heads)));
   }
   dispatch_fused(s, [&]<class F>() {
-    const Grid grid{.x = fused_blocks(s.rows), .threads = kFusedThreads, .shared_bytes = ForwardShared::bytes(F::sizes(s))};
+    const Grid grid{
+        .x = fused_blocks(s.rows), .threads = F::kThreads, .shared_bytes = ForwardShared<F>::bytes(SliceSizes<F>(s))};
     launch_kernel("chunk_scan", chunk_scan_kernel<F>, launch, grid, s, in, out, states, shared_out);
   });
 }

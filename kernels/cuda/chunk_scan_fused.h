@@ -6,7 +6,7 @@
 // and states at their entries are made before, in two launches (chunk_scan_fused_long.cu). Warps are laid out as strips of 16
 // rows by halves of the heads: a strip's scores C B^T serve all heads of a group.
 //
-// A tile is worked on kFusedHidden columns at a time, those of several heads, in units of kUnit. A wider SSM has more such
+// A tile is worked on kWholeSlice columns at a time, those of several heads, in units of kUnit. A wider SSM has more such
 // slices, which a block does one after the other; what couples them, sums of the norm over a row and of the scores' gradients
 // over the heads, it adds up on its way. So the norm's sums are made before gradients are, and the forward kernel scales what
 // it wrote.
@@ -26,18 +26,16 @@ namespace attamba::kernels::cuda::scan {
 using device::bf16;
 using device::Bytes16;
 
-constexpr int kFusedHidden = 256;  ///< columns of a slice
-constexpr int kUnit = 32;          ///< columns of a head that are worked on at a time
-constexpr int kUnits = kFusedHidden / kUnit, kFusedTaps = 4;
-constexpr int kRange = 32;  ///< one ballot finds the first chunk
-constexpr int kStripRows = 16, kStrips = 3, kRows = kStrips * kStripRows;
-constexpr int kHalves = 2, kHalf = kFusedHidden / kHalves;  ///< columns of a warp
-constexpr int kFusedThreads = kStrips * kHalves * device::kWarp, kFusedWarps = kFusedThreads / device::kWarp;
-constexpr int kPadding = 8;  ///< of rows in shared memory: those of a matrix load lie in different banks
-constexpr int kHiddenStride = kFusedHidden + kPadding;
+constexpr int kWholeSlice = 256;  ///< columns of a slice of scans by chunks
+constexpr int kUnit = 32;         ///< columns of a head that are worked on at a time
+constexpr int kFusedTaps = 4;
+constexpr int kRange = 32;                      ///< one ballot finds the first chunk
+constexpr int kStripRows = 16, kTileRows = 48;  ///< most rows of a tile of scans by chunks
+constexpr int kHalves = 2;
+constexpr int kPadding = 8;                     ///< of rows in shared memory: those of a matrix load lie in different banks
 constexpr int kConvRows = 8;                    ///< rows of a thread's piece of the convolution
 constexpr std::int64_t kMostFusedBlocks = 512;  ///< each with the partial gradients of its ranges
-constexpr std::int64_t kLongestWalk = 4 * kRows;
+constexpr std::int64_t kLongestWalk = 4 * kTileRows;
 constexpr int kEdge = kFusedTaps - 1;  ///< rows that the convolution reaches back, or its gradient ahead
 
 /// Whether tiles of a walk are shared out among blocks, for sequences of n rows.
@@ -54,12 +52,10 @@ void fused_forward(const Launch& launch, bf16* out, const Sizes& s, const Inputs
 void fused_backward(const Launch& launch, bf16* dzxbcdt, const WeightGradients& gradients, const bf16* dout, const Sizes& s,
                     const Inputs<bf16>& in, const ScanShape& shape, bool shared_out);
 
-// What passes between tiles lies in workspace, in the slot of the rows where a tile begins; tiles of one walk are kRows apart.
-ATTAMBA_HOST_DEVICE int slot_of(int begin) {
-  return begin / kRows;
-}
+// What passes between tiles lies in workspace, in the slot of the rows where a tile begins; tiles of one walk are kTileRows
+// apart.
 inline std::size_t slots_of(std::int64_t rows) {
-  return static_cast<std::size_t>(rows / kRows + 1);
+  return static_cast<std::size_t>(rows / kTileRows + 1);
 }
 
 // chunk_scan_fused_long.cu: between the launches of walks that are shared out. `kept` [slots, Hs] is the decay of the whole
@@ -77,54 +73,58 @@ inline std::int64_t fused_blocks(std::int64_t rows) {
   return ranges < kMostFusedBlocks ? ranges : kMostFusedBlocks;
 }
 
-/// Sizes of one slice, and where it lies in rows of the whole.
+/// What a fused kernel is compiled for: N, G, the units of a head, and whether there may be several slices.
+template <int kState_, int kGroups_, int kUnitsOfHead_, bool kSliced_>
+struct Form {
+  static constexpr int kState = kState_, kGroups = kGroups_, kUnitsOfHead = kUnitsOfHead_;
+  static constexpr bool kSliced = kSliced_;
+  static constexpr int kRows = kTileRows, kStrips = kRows / kStripRows;
+  static constexpr int kThreads = kStrips * kHalves * device::kWarp, kWarps = kThreads / device::kWarp;
+  static constexpr int kSlice = kWholeSlice, kUnits = kSlice / kUnit, kSliceStride = kSlice + kPadding;
+  static constexpr int kHalf = kSlice / kHalves, kWarpUnits = kHalf / kUnit;  ///< of a warp: columns and units
+  static constexpr int kSliceState = kSlice * kState;
+
+  ATTAMBA_HOST_DEVICE static int slot_of(int begin) { return begin / kRows; }
+};
+
+/// Sizes of one slice, and where it lies in rows of the whole. All but the rows and what follows from the number of slices are
+/// constants: places in shared memory become constants.
+template <class F>
 struct SliceSizes : Sizes {
   Sizes all;  ///< of the whole
   int units;  ///< of a head
   bool sliced;
   int slice;
 
+  ATTAMBA_HOST_DEVICE explicit SliceSizes(const Sizes& given)
+      : Sizes(given), all(given), units(F::kUnitsOfHead), sliced(F::kSliced), slice(0) {
+    hidden = F::kSlice;
+    state = F::kState;
+    heads = F::kUnits / F::kUnitsOfHead;
+    groups = F::kGroups;
+    conv = kFusedTaps;
+    head = kUnit * F::kUnitsOfHead;
+    channels = hidden + 2 * F::kGroups * F::kState;
+    first = 0;
+    if constexpr (!F::kSliced) {
+      projection = hidden + channels + heads;
+      all = *this;
+    }
+  }
+
   /// Column in z, and in X.
-  ATTAMBA_HOST_DEVICE int column() const { return slice * kFusedHidden; }
+  ATTAMBA_HOST_DEVICE int column() const { return slice * F::kSlice; }
   /// Among all heads.
   ATTAMBA_HOST_DEVICE int head_of(int own) const { return slice * heads + own; }
   /// Channels to convolve for the slice: B and C come with the first one.
   ATTAMBA_HOST_DEVICE int new_channels() const { return slice == 0 ? channels : hidden; }
-  ATTAMBA_HOST_DEVICE bool is_last() const { return column() + kFusedHidden == all.hidden; }
+  ATTAMBA_HOST_DEVICE bool is_last() const { return column() + F::kSlice == all.hidden; }
   /// Of a channel among those of the whole; B and C are every slice's.
-  ATTAMBA_HOST_DEVICE int channel_of(int own) const {
-    return own + (own < kFusedHidden ? column() : all.hidden - kFusedHidden);
-  }
+  ATTAMBA_HOST_DEVICE int channel_of(int own) const { return own + (own < F::kSlice ? column() : all.hidden - F::kSlice); }
 };
 
-/// What a fused kernel is compiled for: N, G, the units of a head, and whether there may be several slices.
-template <int kState_, int kGroups_, int kUnitsOfHead_, bool kSliced_>
-struct Form {
-  static constexpr int kState = kState_, kGroups = kGroups_, kUnitsOfHead = kUnitsOfHead_;
-  static constexpr bool kSliced = kSliced_;
-  static constexpr int kSliceState = kFusedHidden * kState;
-
-  /// All but the rows and what follows from the number of slices are constants: places in shared memory become constants.
-  ATTAMBA_HOST_DEVICE static SliceSizes sizes(const Sizes& given) {
-    SliceSizes s{};
-    static_cast<Sizes&>(s) = given;
-    s.units = kUnitsOfHead;
-    s.sliced = kSliced;
-    s.hidden = kFusedHidden;
-    s.state = kState;
-    s.heads = kUnits / kUnitsOfHead;
-    s.groups = kGroups;
-    s.conv = kFusedTaps;
-    s.head = kUnit * kUnitsOfHead;
-    s.channels = s.hidden + 2 * kGroups * kState;
-    s.projection = kSliced ? given.projection : s.hidden + s.channels + s.heads;
-    s.first = 0;
-    s.all = kSliced ? given : s;
-    return s;
-  }
-};
 inline bool is_sliced(const Sizes& s) {
-  return s.hidden != kFusedHidden || s.head != kUnit;
+  return s.hidden != kWholeSlice || s.head != kUnit;
 }
 /// Calls body.operator()<Form>() for a shape that is_fused.
 template <class Body>
@@ -242,24 +242,24 @@ ATTAMBA_DEVICE int first_chunk(const Sizes& s, const Inputs<bf16>& in, int range
 }
 
 /// The tile that begins at `begin`, of a block whose chunks begin before `limit`. Called by whole warps; the first one stores
-/// starts [kRows], counted from the tile's first row, rows after the tile being chunks of their own.
+/// starts [kTileRows], counted from the tile's first row, rows after the tile being chunks of their own.
 ATTAMBA_DEVICE Tile cut_tile(const Sizes& s, const Inputs<bf16>& in, int begin, int limit, int* starts) {
-  static_assert(kRows <= 2 * device::kWarp);
+  static_assert(kTileRows <= 2 * device::kWarp);
   const int thread = own_thread(), lane = thread % device::kWarp;
   std::uint32_t ends[2];
   int start[2];
   for (int i = 0; i < 2; ++i) {
     const int t = i * device::kWarp + lane, row = begin + t;
-    start[i] = t < kRows && row < s.rows ? chunk_start(s, in, row) - begin : t;
-    const bool outside = t < kRows && (row >= s.rows || (row >= limit && start[i] == t));
+    start[i] = t < kTileRows && row < s.rows ? chunk_start(s, in, row) - begin : t;
+    const bool outside = t < kTileRows && (row >= s.rows || (row >= limit && start[i] == t));
     ends[i] = device::ballot(outside);
   }
   const int inside = ends[0] != 0 ? first_bit(ends[0]) : device::kWarp + first_bit(ends[1]);
-  const Tile tile{begin, inside < kRows ? inside : kRows, inside < kRows || begin + kRows >= s.rows};
+  const Tile tile{begin, inside < kTileRows ? inside : kTileRows, inside < kTileRows || begin + kTileRows >= s.rows};
   if (thread < device::kWarp) {
     for (int i = 0; i < 2; ++i) {
       const int t = i * device::kWarp + lane;
-      if (t < kRows) {
+      if (t < kTileRows) {
         device::store(starts + t, t < tile.rows ? start[i] : t);
       }
     }
@@ -274,14 +274,14 @@ ATTAMBA_DEVICE int shared_tile(const Sizes& s, const Inputs<bf16>& in, int range
   if (chunk == row) {
     return -1;
   }
-  const int walk = first_chunk(s, in, chunk / kRange), tile = walk + (row - walk + kRows - 1) / kRows * kRows;
+  const int walk = first_chunk(s, in, chunk / kRange), tile = walk + (row - walk + kTileRows - 1) / kTileRows * kTileRows;
   return tile < row + kRange && tile < s.rows && chunk_start(s, in, tile) == chunk ? tile : -1;
 }
 
-/// Start of the chunk that goes on after a full tile, counted from the tile's first row; kRows when none does.
+/// Start of the chunk that goes on after a full tile, counted from the tile's first row; kTileRows when none does.
 ATTAMBA_DEVICE int leaving_chunk(const Sizes& s, const Inputs<bf16>& in, const Tile& tile) {
-  const int next = tile.begin + kRows, start = chunk_start(s, in, next);
-  return start < next ? start - tile.begin : kRows;
+  const int next = tile.begin + kTileRows, start = chunk_start(s, in, next);
+  return start < next ? start - tile.begin : kTileRows;
 }
 
 ATTAMBA_HOST_DEVICE int strip_count(int rows) {
@@ -290,6 +290,7 @@ ATTAMBA_HOST_DEVICE int strip_count(int rows) {
 
 // ------------------------------------------------------------------------------------------------ convolution and steps
 /// Shared memory that both directions use. Rows after the tile's last one up to the end of their strip hold zeros.
+template <class F>
 struct Shared {
   bf16* active;  ///< [kRows, stride]: X, B, C
   int stride;
@@ -299,41 +300,43 @@ struct Shared {
   float* decay;  ///< [Hs, kRows], sum of log2 of the decays of rows 0..t
   int* starts;   ///< [kRows]
 
-  ATTAMBA_DEVICE void take(const SliceSizes& s, device::SharedMemory& shared) {
+  ATTAMBA_DEVICE void take(const SliceSizes<F>& s, device::SharedMemory& shared) {
     stride = s.channels + kPadding;
-    active = shared.take<bf16>(kRows * stride);
+    active = shared.take<bf16>(F::kRows * stride);
     conv = shared.take<float>(kFusedTaps * s.channels);
     norm = shared.take<float>(s.hidden);
-    delta = shared.take<float>(s.heads * kRows);
-    decay = shared.take<float>(s.heads * kRows);
-    starts = shared.take<int>(kRows);
+    delta = shared.take<float>(s.heads * F::kRows);
+    decay = shared.take<float>(s.heads * F::kRows);
+    starts = shared.take<int>(F::kRows);
   }
-  static std::size_t bytes(const SliceSizes& s) {
+  static std::size_t bytes(const SliceSizes<F>& s) {
     using device::SharedMemory;
-    return SharedMemory::bytes_of<bf16>(kRows * (s.channels + kPadding)) +
+    return SharedMemory::bytes_of<bf16>(F::kRows * (s.channels + kPadding)) +
            SharedMemory::bytes_of<float>(kFusedTaps * s.channels) + SharedMemory::bytes_of<float>(s.hidden) +
-           2 * SharedMemory::bytes_of<float>(s.heads * kRows) + SharedMemory::bytes_of<int>(kRows);
+           2 * SharedMemory::bytes_of<float>(s.heads * F::kRows) + SharedMemory::bytes_of<int>(F::kRows);
   }
 };
 
 /// The slice's.
-ATTAMBA_DEVICE void load_weights(const SliceSizes& s, const Inputs<bf16>& in, const Shared& shared) {
-  for (int i = own_thread(); i < s.channels * kFusedTaps; i += kFusedThreads) {
+template <class F>
+ATTAMBA_DEVICE void load_weights(const SliceSizes<F>& s, const Inputs<bf16>& in, const Shared<F>& shared) {
+  for (int i = own_thread(); i < s.channels * kFusedTaps; i += F::kThreads) {
     const int channel = i / kFusedTaps, tap = i % kFusedTaps;
     device::store(shared.conv + tap * s.channels + channel, device::load(in.conv + s.channel_of(channel) * kFusedTaps + tap));
   }
-  for (int i = own_thread(); i < s.hidden; i += kFusedThreads) {
+  for (int i = own_thread(); i < s.hidden; i += F::kThreads) {
     device::store(shared.norm + i, device::load(in.norm + s.column() + i));
   }
 }
 
 /// Fills the slice's first `channels` of `active`, four channels by kConvRows rows per thread. `starts` are there.
-ATTAMBA_DEVICE void convolve_tile(const SliceSizes& s, const Inputs<bf16>& in, const Tile& tile, const Shared& shared,
+template <class F>
+ATTAMBA_DEVICE void convolve_tile(const SliceSizes<F>& s, const Inputs<bf16>& in, const Tile& tile, const Shared<F>& shared,
                                   int channels) {
   using device::Bytes8;
   constexpr int kHistory = kFusedTaps - 1, kWide = 4;
   const int packs = channels / kWide, rows = strip_count(tile.rows) * kStripRows;
-  for (int item = own_thread(); item < packs * (rows / kConvRows); item += kFusedThreads) {
+  for (int item = own_thread(); item < packs * (rows / kConvRows); item += F::kThreads) {
     const int channel = item % packs * kWide, first = item / packs * kConvRows, chunk = device::load(shared.starts + first);
     Bytes8 raw[kHistory + kConvRows];
 #pragma unroll
@@ -391,12 +394,13 @@ ATTAMBA_DEVICE void convolve_tile(const SliceSizes& s, const Inputs<bf16>& in, c
 }
 
 /// Fills delta and decay, a warp per head.
-ATTAMBA_DEVICE void load_steps(const SliceSizes& s, const Inputs<bf16>& in, const Tile& tile, const Shared& shared) {
+template <class F>
+ATTAMBA_DEVICE void load_steps(const SliceSizes<F>& s, const Inputs<bf16>& in, const Tile& tile, const Shared<F>& shared) {
   const int lane = own_lane();
-  for (int head = own_warp(); head < s.heads; head += kFusedWarps) {
+  for (int head = own_warp(); head < s.heads; head += F::kWarps) {
     const float rate = -device::exp(device::load(in.a_log + s.head_of(head))) * kLog2E;
     float before = 0;
-    for (int first = 0; first < kRows; first += device::kWarp) {
+    for (int first = 0; first < F::kRows; first += device::kWarp) {
       const int t = first + lane;
       const float delta = t < tile.rows ? softplus(input_step(s, in, tile.begin + t, s.all.heads, s.head_of(head))) : 0.0f;
       float sum = rate * delta;
@@ -407,9 +411,9 @@ ATTAMBA_DEVICE void load_steps(const SliceSizes& s, const Inputs<bf16>& in, cons
       }
       sum += before;
       before = device::shuffle(sum, device::kWarp - 1);
-      if (t < kRows) {
-        device::store(shared.delta + head * kRows + t, delta);
-        device::store(shared.decay + head * kRows + t, sum);
+      if (t < F::kRows) {
+        device::store(shared.delta + head * F::kRows + t, delta);
+        device::store(shared.decay + head * F::kRows + t, sum);
       }
     }
   }
@@ -419,16 +423,16 @@ ATTAMBA_DEVICE void load_steps(const SliceSizes& s, const Inputs<bf16>& in, cons
 // A unit's state S [kUnit, N] lies in workspace as accumulators, so that a lane reads back what a second operand takes: per 16
 // rows of S by 16 columns, per lane, columns 0..7's and 8..15's four values.
 constexpr int kStatePiece = 8 * device::kWarp;
-template <int kState, class T>
+template <class F, class T>
 ATTAMBA_DEVICE T* state_piece(T* states, int unit, int rows16, int columns16, int lane) {
-  return states + ((unit * (kUnit / 16) + rows16) * (kState / 16) + columns16) * kStatePiece + lane * 8;
+  return states + ((unit * (kUnit / 16) + rows16) * (F::kState / 16) + columns16) * kStatePiece + lane * 8;
 }
 
 /// acc [16, 16] += m^T (w o v) over strips of the tile's rows, from columns `column` of m and `vectors` of `active`;
 /// weight(t) is w_t.
-template <class Weight>
+template <class F, class Weight>
 ATTAMBA_DEVICE void add_outer_products(float (&acc0)[4], float (&acc1)[4], const bf16* m, int stride, int column,
-                                       const Shared& shared, int vectors, int strips, int lane, const Weight& weight) {
+                                       const Shared<F>& shared, int vectors, int strips, int lane, const Weight& weight) {
   const int q = lane % 4;
   for (int strip = 0; strip < strips; ++strip) {
     std::uint32_t left[4], right[4];
@@ -446,12 +450,13 @@ ATTAMBA_DEVICE void add_outer_products(float (&acc0)[4], float (&acc1)[4], const
 }
 
 /// Starts the copy of a slice's columns of a tile's rows; those after the last one get zeros up to the end of their strip.
+template <class F>
 ATTAMBA_DEVICE void fetch_rows(const Tile& tile, const bf16* from, int stride, bf16* to) {
-  constexpr int kPacks = kFusedHidden / 8;
-  for (int i = own_thread(); i < strip_count(tile.rows) * kStripRows * kPacks; i += kFusedThreads) {
+  constexpr int kPacks = F::kSlice / 8;
+  for (int i = own_thread(); i < strip_count(tile.rows) * kStripRows * kPacks; i += F::kThreads) {
     const int t = i / kPacks, column = i % kPacks * 8;
     const bool valid = t < tile.rows;
-    device::copy_async_16(to + t * kHiddenStride + column, from + static_cast<std::int64_t>(valid ? t : 0) * stride + column,
+    device::copy_async_16(to + t * F::kSliceStride + column, from + static_cast<std::int64_t>(valid ? t : 0) * stride + column,
                           valid);
   }
   device::copy_async_commit();

@@ -16,12 +16,13 @@ struct Edges {
 
 /// The slice's first `channels`, four of them by one strip per thread: through SiLU and convolution to dxBC, and the taps'
 /// gradients of each strip into `taps` [kStrips, kFusedTaps, channels of the slice]. `active` holds dX, dB and dC.
-ATTAMBA_DEVICE void convolve_backward(const SliceSizes& s, const Inputs<bf16>& in, const Tile& tile,
-                                      const BackwardShared& shared, int leaving, int channels, const Edges& edges, float* taps,
-                                      bf16* dzxbcdt) {
+template <class F>
+ATTAMBA_DEVICE void convolve_backward(const SliceSizes<F>& s, const Inputs<bf16>& in, const Tile& tile,
+                                      const BackwardShared<F>& shared, int leaving, int channels, const Edges& edges,
+                                      float* taps, bf16* dzxbcdt) {
   constexpr int kWide = 4;
   const int packs = channels / kWide;
-  for (int item = own_thread(); item < packs * strip_count(tile.rows); item += kFusedThreads) {
+  for (int item = own_thread(); item < packs * strip_count(tile.rows); item += F::kThreads) {
     const int channel = item % packs * kWide, strip = item / packs, first = strip * kStripRows;
     const int among_all = s.channel_of(channel);
     float weight[kFusedTaps][kWide], x[kFusedTaps][kWide] = {}, dx[kFusedTaps][kWide] = {}, dweight[kFusedTaps][kWide] = {};
@@ -67,7 +68,7 @@ ATTAMBA_DEVICE void convolve_backward(const SliceSizes& s, const Inputs<bf16>& i
       int start = t;  // rows after the tile's last one count as other chunks, unless the chunk goes on in the next tile
       if (t < tile.rows) {
         start = load(shared.inputs.starts + t);
-      } else if (leaving < kRows) {
+      } else if (leaving < F::kRows) {
         start = leaving;
       }
       shift();
@@ -90,8 +91,8 @@ ATTAMBA_DEVICE void convolve_backward(const SliceSizes& s, const Inputs<bf16>& i
           const float open = sigmoid_fast(sum);
           gradient[c] = (c % 2 == 0 ? low_half(pair[c / 2]) : high_half(pair[c / 2])) * open * (1.0f + sum * (1.0f - open));
         }
-      } else if (t >= tile.rows && leaving < kRows && edges.rest == nullptr) {
-        const auto pack = Pack<float>::read(edges.next + (t - kRows) * s.all.channels + among_all);
+      } else if (t >= tile.rows && leaving < F::kRows && edges.rest == nullptr) {
+        const auto pack = Pack<float>::read(edges.next + (t - F::kRows) * s.all.channels + among_all);
 #pragma unroll
         for (int c = 0; c < kWide; ++c) {
           gradient[c] = pack.value[c];
@@ -115,13 +116,13 @@ ATTAMBA_DEVICE void convolve_backward(const SliceSizes& s, const Inputs<bf16>& i
         }
       }
       const int done = t - kEdge;
-      if (i >= kEdge && done >= kRows - kEdge && leaving < kRows && edges.rest != nullptr) {
+      if (i >= kEdge && done >= F::kRows - kEdge && leaving < F::kRows && edges.rest != nullptr) {
         Pack<float> pack;
 #pragma unroll
         for (int c = 0; c < kWide; ++c) {
           pack.value[c] = dx[kEdge][c];
         }
-        pack.write(edges.rest + (done - kRows + kEdge) * s.all.channels + among_all);
+        pack.write(edges.rest + (done - F::kRows + kEdge) * s.all.channels + among_all);
       } else if (i >= kEdge && done < tile.rows) {
         Bytes8 two;
         two.word[0] = pack_bf16(dx[kEdge][0], dx[kEdge][1]);
@@ -142,8 +143,9 @@ ATTAMBA_DEVICE void convolve_backward(const SliceSizes& s, const Inputs<bf16>& i
 }
 
 /// partial [all channels, kFusedTaps] = or += the strips' taps of the slice's first `channels`.
-ATTAMBA_DEVICE void sum_taps(const SliceSizes& s, int strips, int channels, const float* taps, float* partial, bool add) {
-  for (int i = own_thread(); i < channels * kFusedTaps; i += kFusedThreads) {
+template <class F>
+ATTAMBA_DEVICE void sum_taps(const SliceSizes<F>& s, int strips, int channels, const float* taps, float* partial, bool add) {
+  for (int i = own_thread(); i < channels * kFusedTaps; i += F::kThreads) {
     const int channel = i / kFusedTaps, tap = i % kFusedTaps;
     float* to = partial + s.channel_of(channel) * kFusedTaps + tap;
     float sum = add ? load(to) : 0.0f;

@@ -6,11 +6,13 @@
 namespace attamba::kernels::cuda::scan {
 
 constexpr int kScoreTile = 16, kScoreStride = 24;  ///< rows of a stored tile of scores' gradients, free of bank conflicts
-constexpr int kScoreTiles = kStrips * (kStrips + 1) / 2;
 
+template <class F>
 struct BackwardShared {
-  Shared inputs;
-  bf16* dy;               ///< [kRows, kHiddenStride]: dout, then dY, then the taps' gradients
+  static constexpr int kScoreTiles = F::kStrips * (F::kStrips + 1) / 2;
+
+  Shared<F> inputs;
+  bf16* dy;               ///< [kRows, kSliceStride]: dout, then dY, then the taps' gradients
   bf16* dscores;          ///< [kHalves, kScoreTiles, kScoreTile, kScoreStride]: sum over the half's heads, [s, t]
   float *dlog, *ddelta;   ///< [Hs, kRows]
   float *traces, *terms;  ///< [kStrips, Hs]: of dM; of what the exit state adds to dl
@@ -20,27 +22,27 @@ struct BackwardShared {
 
   /// With large states or several slices the norm's sums lie in workspace, of which `sums_elsewhere` is the block's: shared
   /// memory of sm_86 is small.
-  ATTAMBA_HOST_DEVICE static bool keeps_sums(const SliceSizes& s) { return s.state <= 32 && !s.sliced; }
+  ATTAMBA_HOST_DEVICE static bool keeps_sums(const SliceSizes<F>& s) { return s.state <= 32 && !s.sliced; }
 
-  ATTAMBA_DEVICE BackwardShared(const SliceSizes& s, device::SharedMemory shared, float* sums_elsewhere) {
+  ATTAMBA_DEVICE BackwardShared(const SliceSizes<F>& s, device::SharedMemory shared, float* sums_elsewhere) {
     inputs.take(s, shared);
-    dy = shared.take<bf16>(kRows * kHiddenStride);
+    dy = shared.take<bf16>(F::kRows * F::kSliceStride);
     dscores = shared.take<bf16>(kHalves * kScoreTiles * kScoreTile * kScoreStride);
-    dlog = shared.take<float>(s.heads * kRows);
-    ddelta = shared.take<float>(s.heads * kRows);
-    traces = shared.take<float>(kStrips * s.heads);
-    terms = shared.take<float>(kStrips * s.heads);
-    sums = shared.take<float>(kRows * kHalves * 2);
+    dlog = shared.take<float>(s.heads * F::kRows);
+    ddelta = shared.take<float>(s.heads * F::kRows);
+    traces = shared.take<float>(F::kStrips * s.heads);
+    terms = shared.take<float>(F::kStrips * s.heads);
+    sums = shared.take<float>(F::kRows * kHalves * 2);
     head_sums = shared.take<float>(3 * s.all.heads);
-    norm_sums = keeps_sums(s) ? shared.take<float>(kStrips * kFusedHidden) : sums_elsewhere;
+    norm_sums = keeps_sums(s) ? shared.take<float>(F::kStrips * F::kSlice) : sums_elsewhere;
   }
-  static std::size_t bytes(const SliceSizes& s) {
+  static std::size_t bytes(const SliceSizes<F>& s) {
     using device::SharedMemory;
-    return Shared::bytes(s) + SharedMemory::bytes_of<bf16>(kRows * kHiddenStride) +
+    return Shared<F>::bytes(s) + SharedMemory::bytes_of<bf16>(F::kRows * F::kSliceStride) +
            SharedMemory::bytes_of<bf16>(kHalves * kScoreTiles * kScoreTile * kScoreStride) +
-           2 * SharedMemory::bytes_of<float>(s.heads * kRows) + 2 * SharedMemory::bytes_of<float>(kStrips * s.heads) +
-           SharedMemory::bytes_of<float>(kRows * kHalves * 2) + SharedMemory::bytes_of<float>(3 * s.all.heads) +
-           (keeps_sums(s) ? SharedMemory::bytes_of<float>(kStrips * kFusedHidden) : 0);
+           2 * SharedMemory::bytes_of<float>(s.heads * F::kRows) + 2 * SharedMemory::bytes_of<float>(F::kStrips * s.heads) +
+           SharedMemory::bytes_of<float>(F::kRows * kHalves * 2) + SharedMemory::bytes_of<float>(3 * s.all.heads) +
+           (keeps_sums(s) ? SharedMemory::bytes_of<float>(F::kStrips * F::kSlice) : 0);
   }
   /// Of rows `from` of a strip and later rows `block` of another.
   ATTAMBA_DEVICE bf16* score_tile(int half, int from, int block) const {
@@ -78,7 +80,8 @@ ATTAMBA_DEVICE float sum_columns(float (&value)[8], int lane) {
   return value[0];
 }
 /// The column of the slice whose sum for the warp's unit `own` is left to a lane.
-ATTAMBA_DEVICE int norm_column(const WarpPlace& place, int own) {
+template <class F>
+ATTAMBA_DEVICE int norm_column(const WarpPlace<F>& place, int own) {
   return place.column(own) + place.g / 2 * 8 + place.g % 2;
 }
 
@@ -88,21 +91,22 @@ enum class Gate { whole, sums, gradients };
 
 /// dY of the tile's slice in place of dout, dz, and dl of each row as its P's row sum; adds to the norm's sums. Called by all
 /// warps; `works`: those whose strip has rows. Without `dzxbcdt` dz goes nowhere, and the norm's sums stay.
-template <int kState, Gate kPart>
-ATTAMBA_DEVICE void gate_backward(const SliceSizes& s, const Inputs<bf16>& in, const Tile& tile, const BackwardShared& shared,
-                                  const WarpPlace& place, bool works, const float* state, bf16* dzxbcdt) {
+template <Gate kPart, class F>
+ATTAMBA_DEVICE void gate_backward(const SliceSizes<F>& s, const Inputs<bf16>& in, const Tile& tile,
+                                  const BackwardShared<F>& shared, const WarpPlace<F>& place, bool works, const float* state,
+                                  bf16* dzxbcdt) {
   constexpr int kTiles = kUnit / 8;
   static_assert(kTiles == 4, "a lane's columns of a unit are 16 bytes");
-  float y[kWarpUnits][kTiles][4] = {};  // without the skip
-  std::uint32_t z[kWarpUnits][2][kTiles] = {};
+  float y[F::kWarpUnits][kTiles][4] = {};  // without the skip
+  std::uint32_t z[F::kWarpUnits][2][kTiles] = {};
   const auto x_pair = [&](int row, int column) {
     return load_pair(shared.inputs.active + place.row(row) * shared.inputs.stride + column);
   };
   if (works) {
-    mix<kState>(s, shared.inputs, place, state, y);
+    mix(s, shared.inputs, place, state, y);
     float squares[2] = {}, dots[2] = {};
 #pragma unroll
-    for (int own = 0; own < kWarpUnits; ++own) {
+    for (int own = 0; own < F::kWarpUnits; ++own) {
       if (never(s, own)) {
         break;
       }
@@ -123,7 +127,7 @@ ATTAMBA_DEVICE void gate_backward(const SliceSizes& s, const Inputs<bf16>& in, c
 #pragma unroll
           for (int i = 0; i < kTiles; ++i) {
             const int column = place.column(own) + i * 8;
-            const std::uint32_t x = x_pair(row, column), d = load_pair(shared.dy + place.row(row) * kHiddenStride + column);
+            const std::uint32_t x = x_pair(row, column), d = load_pair(shared.dy + place.row(row) * F::kSliceStride + column);
 #pragma unroll
             for (int e = 0; e < 2; ++e) {
               const float gate = e == 0 ? low_half(z[own][row][i]) : high_half(z[own][row][i]);
@@ -166,20 +170,20 @@ ATTAMBA_DEVICE void gate_backward(const SliceSizes& s, const Inputs<bf16>& in, c
     pull[row] = scale[row] / mean * (device::load(sums + 1) + device::load(sums + 3)) / static_cast<float>(s.all.hidden);
   }
 #pragma unroll
-  for (int own = 0; own < kWarpUnits; ++own) {
+  for (int own = 0; own < F::kWarpUnits; ++own) {
     const int head = place.unit(own) / s.units;
     const float skip = device::load(in.d_skip + s.head_of(head));
     float columns[8] = {};
 #pragma unroll
     for (int row = 0; row < 2; ++row) {
-      if (never(s, kWarpUnits + 2 * own + row)) {
+      if (never(s, F::kWarpUnits + 2 * own + row)) {
         return;
       }
       float row_sum = 0;
 #pragma unroll
       for (int i = 0; i < kTiles; ++i) {
         const int column = place.column(own) + i * 8;
-        bf16* to = shared.dy + place.row(row) * kHiddenStride + column;
+        bf16* to = shared.dy + place.row(row) * F::kSliceStride + column;
         const std::uint32_t x = x_pair(row, column), d_pair = load_pair(to);
         float dy[2], dz[2];
 #pragma unroll
@@ -199,7 +203,7 @@ ATTAMBA_DEVICE void gate_backward(const SliceSizes& s, const Inputs<bf16>& in, c
       }
       row_sum = quad_sum(row_sum);
       if (place.q == 0) {
-        float* dlog = shared.dlog + head * kRows + place.row(row);
+        float* dlog = shared.dlog + head * F::kRows + place.row(row);
         device::store(dlog, place.unit(own) % s.units == 0 ? row_sum : device::load(dlog) + row_sum);
       }
       transpose_quad(z[own][row], place.q);

@@ -9,39 +9,39 @@ namespace {
 using namespace device;
 
 /// What the tile adds to the state at its end, where a chunk leaves it, into the next tile's slot.
-template <int kState>
-ATTAMBA_DEVICE void tile_state(const SliceSizes& s, const Inputs<bf16>& in, const Shared& shared, int begin, int limit,
+template <class F>
+ATTAMBA_DEVICE void tile_state(const SliceSizes<F>& s, const Inputs<bf16>& in, const Shared<F>& shared, int begin, int limit,
                                float* states, float* kept) {
   const Tile tile = cut_tile(s, in, begin, limit, shared.starts);
-  const int leaving = tile.last ? kRows : leaving_chunk(s, in, tile), slot = slot_of(begin) + 1;
+  const int leaving = tile.last ? F::kRows : leaving_chunk(s, in, tile), slot = F::slot_of(begin) + 1;
   sync_block();
-  if (leaving < kRows) {
+  if (leaving < F::kRows) {
     convolve_tile(s, in, tile, shared, s.channels);
     load_steps(s, in, tile, shared);
     sync_block();
-    pass_state<kState>(s, shared, leaving, nullptr, states + static_cast<std::int64_t>(slot) * s.state_size());
-    for (int head = thread_index(); head < s.heads; head += kFusedThreads) {
-      store(kept + slot * s.heads + head, leaving < 0 ? exp2_fast(load(shared.decay + head * kRows + kRows - 1)) : 0.0f);
+    pass_state(s, shared, leaving, nullptr, states + static_cast<std::int64_t>(slot) * s.state_size());
+    for (int head = thread_index(); head < s.heads; head += F::kThreads) {
+      store(kept + slot * s.heads + head, leaving < 0 ? exp2_fast(load(shared.decay + head * F::kRows + F::kRows - 1)) : 0.0f);
     }
   }
   sync_block();
 }
 
 template <class F>
-ATTAMBA_KERNEL(kFusedThreads, 2)
+ATTAMBA_KERNEL(F::kThreads, 2)
 chunk_scan_states_kernel(Sizes given, Inputs<bf16> in, float* states, float* kept) {
-  const SliceSizes s = F::sizes(given);
+  const SliceSizes<F> s(given);
   SharedMemory memory;
-  Shared shared;
+  Shared<F> shared;
   shared.take(s, memory);
   load_weights(s, in, shared);
   for (int range = block_x(); range * kRange < s.rows; range += grid_x()) {
     const int begin = first_chunk(s, in, range), other = shared_tile(s, in, range);
     if (begin >= 0) {
-      tile_state<F::kState>(s, in, shared, begin, (range + 1) * kRange, states, kept);
+      tile_state(s, in, shared, begin, (range + 1) * kRange, states, kept);
     }
     if (other >= 0) {
-      tile_state<F::kState>(s, in, shared, other, other, states, kept);
+      tile_state(s, in, shared, other, other, states, kept);
     }
   }
 }
@@ -58,16 +58,16 @@ chunk_scan_pass_kernel(Sizes s, Inputs<bf16> in, float* values, const float* kep
   if (begin < 0 || element >= s.state_size()) {
     return;
   }
-  int tiles = 0, most = (s.rows - 1 - begin) / kRows;  // after the first one
+  int tiles = 0, most = (s.rows - 1 - begin) / kTileRows;  // after the first one
   while (tiles < most) {
     const int middle = tiles + (most - tiles + 1) / 2;
-    if (chunk_start(s, in, begin + middle * kRows) < limit) {
+    if (chunk_start(s, in, begin + middle * kTileRows) < limit) {
       tiles = middle;
     } else {
       most = middle - 1;
     }
   }
-  const int head = element / (s.state_size() / s.heads), slot = slot_of(begin) + 1;
+  const int head = element / (s.state_size() / s.heads), slot = begin / kTileRows + 1;
   float carry[kPassElements] = {};
   for (int first = 0; first < tiles; first += kPassBatch) {
     Pack<float> pack[kPassBatch];
@@ -112,7 +112,7 @@ chunk_scan_edges_kernel(Sizes s, Inputs<bf16> in, const float* rests, const floa
     return;
   }
   const int chunk = chunk_start(s, in, begin);
-  const std::int64_t slot = static_cast<std::int64_t>(slot_of(begin)) * kEdge * s.channels;
+  const std::int64_t slot = static_cast<std::int64_t>(begin / kTileRows) * kEdge * s.channels;
   for (int i = thread_index(); i < kEdge * s.channels; i += kPassThreads) {
     const int row = i / s.channels, channel = i % s.channels, t = begin - kEdge + row;
     float sum = load(rests + slot + i);
@@ -128,7 +128,7 @@ chunk_scan_edges_kernel(Sizes s, Inputs<bf16> in, const float* rests, const floa
 
 void long_states(const Launch& launch, const Sizes& s, const Inputs<bf16>& in, float* states, float* kept) {
   dispatch_whole(s, [&]<class F>() {
-    const Grid grid{.x = fused_blocks(s.rows), .threads = kFusedThreads, .shared_bytes = Shared::bytes(F::sizes(s))};
+    const Grid grid{.x = fused_blocks(s.rows), .threads = F::kThreads, .shared_bytes = Shared<F>::bytes(SliceSizes<F>(s))};
     launch_kernel("chunk_scan: states", chunk_scan_states_kernel<F>, launch, grid, s, in, states, kept);
   });
   pass(launch, s, in, states, kept, false);

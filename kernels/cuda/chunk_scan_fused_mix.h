@@ -11,10 +11,9 @@ ATTAMBA_DEVICE float quad_sum(float value) {
   return value + device::shuffle_xor(value, 2);
 }
 
-constexpr int kWarpUnits = kHalf / kUnit;
-
 /// A warp's strip of rows and half of the columns, and its lane's place in fragments. Made anew for each part of a tile's work:
 /// addresses that follow from it would otherwise be kept from part to part, in more registers than there are.
+template <class F>
 struct WarpPlace {
   int strip, half, lane, g, q;
 
@@ -29,21 +28,21 @@ struct WarpPlace {
   ATTAMBA_DEVICE int first_row() const { return strip * kStripRows; }
   ATTAMBA_DEVICE int row(int i) const { return strip * kStripRows + g + 8 * i; }
   /// Of the slice, the warp's unit `own`.
-  ATTAMBA_DEVICE int unit(int own) const { return half * kWarpUnits + own; }
+  ATTAMBA_DEVICE int unit(int own) const { return half * F::kWarpUnits + own; }
   /// The lane's first column of it.
   ATTAMBA_DEVICE int column(int own) const { return unit(own) * kUnit + 2 * q; }
 };
 
 /// acc [16, 16] = rows of a and of b times each other, over kState columns from a_column and b_column of `active`.
-template <int kState>
-ATTAMBA_DEVICE void row_products(float (&acc)[2][4], const Shared& shared, int a_row, int a_column, int b_row, int b_column,
+template <class F>
+ATTAMBA_DEVICE void row_products(float (&acc)[2][4], const Shared<F>& shared, int a_row, int a_column, int b_row, int b_column,
                                  int lane) {
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
     acc[0][i] = acc[1][i] = 0;
   }
 #pragma unroll
-  for (int n = 0; n < kState; n += 16) {
+  for (int n = 0; n < F::kState; n += 16) {
     std::uint32_t left[4], right[4];
     load_left(left, shared.active, shared.stride, a_row, a_column + n, lane);
     load_right_transposed(right, shared.active, shared.stride, b_row, b_column + n, lane);
@@ -52,10 +51,11 @@ ATTAMBA_DEVICE void row_products(float (&acc)[2][4], const Shared& shared, int a
 }
 
 /// acc [16, kUnit] += M X of a unit's columns, rows of the warp's strip and those of `block`, 16 each; scores [16, 16].
-ATTAMBA_DEVICE void mix_block(const SliceSizes& s, float (&acc)[kUnit / 8][4], const float (&scores)[2][4],
-                              const Shared& shared, const WarpPlace& place, int block, int unit, const int (&start)[2]) {
+template <class F>
+ATTAMBA_DEVICE void mix_block(const SliceSizes<F>& s, float (&acc)[kUnit / 8][4], const float (&scores)[2][4],
+                              const Shared<F>& shared, const WarpPlace<F>& place, int block, int unit, const int (&start)[2]) {
   const int head = unit / s.units;
-  const float *decay = shared.decay + head * kRows, *delta = shared.delta + head * kRows;
+  const float *decay = shared.decay + head * F::kRows, *delta = shared.delta + head * F::kRows;
   const float at[2] = {device::load(decay + place.row(0)), device::load(decay + place.row(1))};
   float mixing[2][4];
 #pragma unroll
@@ -80,16 +80,16 @@ ATTAMBA_DEVICE void mix_block(const SliceSizes& s, float (&acc)[kUnit / 8][4], c
 }
 
 /// acc [16, kUnit] += the strip's rows [16, N] of `active`, from `column` on, times a unit's S^T, in pieces.
-template <int kState>
-ATTAMBA_DEVICE void multiply_pieces(float (&acc)[kUnit / 8][4], const Shared& shared, const WarpPlace& place, int column,
+template <class F>
+ATTAMBA_DEVICE void multiply_pieces(float (&acc)[kUnit / 8][4], const Shared<F>& shared, const WarpPlace<F>& place, int column,
                                     const float* state, int unit) {
 #pragma unroll 1  // all pieces at once do not fit the registers
-  for (int n = 0; n < kState / 16; ++n) {
+  for (int n = 0; n < F::kState / 16; ++n) {
     std::uint32_t left[4];
     load_left(left, shared.active, shared.stride, place.first_row(), column + n * 16, place.lane);
 #pragma unroll
     for (int p = 0; p < kUnit / 16; ++p) {
-      const float* piece = state_piece<kState>(state, unit, p, n, place.lane);
+      const float* piece = state_piece<F>(state, unit, p, n, place.lane);
       const auto low = device::Pack<float>::read(piece), high = device::Pack<float>::read(piece + 4);
       const std::uint32_t right[4] = {
           device::pack_bf16(low.value[0], low.value[1]), device::pack_bf16(high.value[0], high.value[1]),
@@ -100,17 +100,17 @@ ATTAMBA_DEVICE void multiply_pieces(float (&acc)[kUnit / 8][4], const Shared& sh
 }
 
 /// acc += entry o (C S).
-template <int kState>
-ATTAMBA_DEVICE void add_entry(const SliceSizes& s, float (&acc)[kUnit / 8][4], const Shared& shared, const WarpPlace& place,
-                              int unit, int c, const float* state, const int (&start)[2]) {
-  const float* decay = shared.decay + unit / s.units * kRows;
+template <class F>
+ATTAMBA_DEVICE void add_entry(const SliceSizes<F>& s, float (&acc)[kUnit / 8][4], const Shared<F>& shared,
+                              const WarpPlace<F>& place, int unit, int c, const float* state, const int (&start)[2]) {
+  const float* decay = shared.decay + unit / s.units * F::kRows;
   float entry[2];
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
     entry[i] = start[i] < 0 ? device::exp2_fast(device::load(decay + place.row(i))) : 0.0f;
   }
   float sum[kUnit / 8][4] = {};
-  multiply_pieces<kState>(sum, shared, place, c, state, unit);
+  multiply_pieces(sum, shared, place, c, state, unit);
 #pragma unroll
   for (int tile = 0; tile < kUnit / 8; ++tile) {
 #pragma unroll
@@ -121,47 +121,46 @@ ATTAMBA_DEVICE void add_entry(const SliceSizes& s, float (&acc)[kUnit / 8][4], c
 }
 
 /// y, zero before, of the warp's strip and units, without the skip.
-template <int kState>
-ATTAMBA_DEVICE void mix(const SliceSizes& s, const Shared& shared, const WarpPlace& place, const float* state,
-                        float (&y)[kWarpUnits][kUnit / 8][4]) {
-  const int per_group = kUnits / s.groups;
+template <class F>
+ATTAMBA_DEVICE void mix(const SliceSizes<F>& s, const Shared<F>& shared, const WarpPlace<F>& place, const float* state,
+                        float (&y)[F::kWarpUnits][kUnit / 8][4]) {
+  const int per_group = F::kUnits / s.groups;
   const int start[2] = {device::load(shared.starts + place.row(0)), device::load(shared.starts + place.row(1))};
   const int earliest = device::load(shared.starts + place.first_row());
   for (int block = earliest > 0 ? earliest / kStripRows : 0; block <= place.strip; ++block) {
     float scores[2][4];
 #pragma unroll
-    for (int own = 0; own < kWarpUnits; ++own) {
+    for (int own = 0; own < F::kWarpUnits; ++own) {
       const int unit = place.unit(own);
       if (own == 0 || unit % per_group == 0) {
         const int group = unit / per_group;
-        row_products<kState>(scores, shared, place.first_row(), s.c_column(group), block * kStripRows, s.b_column(group),
-                             place.lane);
+        row_products(scores, shared, place.first_row(), s.c_column(group), block * kStripRows, s.b_column(group), place.lane);
       }
       mix_block(s, y[own], scores, shared, place, block, unit, start);
     }
   }
   if (earliest < 0) {
 #pragma unroll
-    for (int own = 0; own < kWarpUnits; ++own) {
+    for (int own = 0; own < F::kWarpUnits; ++own) {
       const int unit = place.unit(own);
-      add_entry<kState>(s, y[own], shared, place, unit, s.c_column(unit / per_group), state, start);
+      add_entry(s, y[own], shared, place, unit, s.c_column(unit / per_group), state, start);
     }
   }
 }
 
 /// A state in pieces, to = decay o before + sum_t m_t (x) weight_t v_t, over the rows of the tile's strips: m [kRows, slice] in
 /// shared memory, v B or C, weight(head, t). Without `before` the sum alone, with it the decay is the whole tile's.
-template <int kState, class Weight>
-ATTAMBA_DEVICE void pass_outer_products(const SliceSizes& s, const bf16* m, int stride, const Shared& shared, bool with_c,
+template <class F, class Weight>
+ATTAMBA_DEVICE void pass_outer_products(const SliceSizes<F>& s, const bf16* m, int stride, const Shared<F>& shared, bool with_c,
                                         int strips, const float* before, float* to, const Weight& weight) {
-  constexpr int kBlocks = kFusedHidden / 16;
+  constexpr int kBlocks = F::kSlice / 16;
   const int thread = own_thread(), lane = thread % device::kWarp;
-  for (int block = thread / device::kWarp; block < kBlocks; block += kFusedWarps) {
+  for (int block = thread / device::kWarp; block < kBlocks; block += F::kWarps) {
     const int unit = block / (kUnit / 16), rows16 = block % (kUnit / 16), head = unit / s.units;
-    const int group = unit / (kUnits / s.groups);
-    const float kept = device::exp2_fast(device::load(shared.decay + head * kRows + kRows - 1));
+    const int group = unit / (F::kUnits / s.groups);
+    const float kept = device::exp2_fast(device::load(shared.decay + head * F::kRows + F::kRows - 1));
 #pragma unroll 1
-    for (int n = 0; n < kState / 16; ++n) {
+    for (int n = 0; n < F::kState / 16; ++n) {
       float acc[2][4] = {};
       add_outer_products(acc[0], acc[1], m, stride, block * 16, shared,
                          (with_c ? s.c_column(group) : s.b_column(group)) + n * 16, strips, lane,
@@ -174,26 +173,26 @@ ATTAMBA_DEVICE void pass_outer_products(const SliceSizes& s, const bf16* m, int 
           pack.value[e] = acc[i][e];
         }
         if (before != nullptr) {
-          const auto old = device::Pack<float>::read(state_piece<kState>(before, unit, rows16, n, lane) + 4 * i);
+          const auto old = device::Pack<float>::read(state_piece<F>(before, unit, rows16, n, lane) + 4 * i);
 #pragma unroll
           for (int e = 0; e < 4; ++e) {
             pack.value[e] += kept * old.value[e];
           }
         }
-        pack.write(state_piece<kState>(to, unit, rows16, n, lane) + 4 * i);
+        pack.write(state_piece<F>(to, unit, rows16, n, lane) + 4 * i);
       }
     }
   }
 }
 
 /// From the state at the entry of a full tile, which the chunk that began at row `leaving` of it leaves, to that at its end.
-template <int kState>
-ATTAMBA_DEVICE void pass_state(const SliceSizes& s, const Shared& shared, int leaving, const float* entry, float* exit) {
-  pass_outer_products<kState>(
-      s, shared.active, shared.stride, shared, false, kStrips, leaving < 0 ? entry : nullptr, exit, [&](int head, int t) {
-        const float* decay = shared.decay + head * kRows;
-        const float to_end = device::load(decay + kRows - 1) - device::load(decay + t);
-        return t >= leaving ? device::exp2_fast(to_end) * device::load(shared.delta + head * kRows + t) : 0.0f;
+template <class F>
+ATTAMBA_DEVICE void pass_state(const SliceSizes<F>& s, const Shared<F>& shared, int leaving, const float* entry, float* exit) {
+  pass_outer_products(
+      s, shared.active, shared.stride, shared, false, F::kStrips, leaving < 0 ? entry : nullptr, exit, [&](int head, int t) {
+        const float* decay = shared.decay + head * F::kRows;
+        const float to_end = device::load(decay + F::kRows - 1) - device::load(decay + t);
+        return t >= leaving ? device::exp2_fast(to_end) * device::load(shared.delta + head * F::kRows + t) : 0.0f;
       });
 }
 

@@ -20,6 +20,12 @@ Inputs<T> make_inputs(const Tensor& zxbcdt, const ScanWeights& weights, const st
           .norm = weights.norm.as<float>()};
 }
 
+inline Sizes whole_batch(const Tensor& zxbcdt, const ScanShape& shape, double eps) {
+  Sizes s = make_sizes(shape, eps);
+  s.rows = static_cast<int>(zxbcdt.shape().rows());
+  return s;
+}
+
 inline WeightGradients make_gradients(const ScanWeights& gradients, const ScanShape& shape) {
   return {.conv = shape.conv > 0 ? gradients.conv.as<float>() : nullptr,
           .a_log = gradients.a_log.as<float>(),

@@ -26,14 +26,7 @@ ATTAMBA_DEVICE void convolve_backward(const SliceSizes<F>& s, const Inputs<bf16>
     const int channel = item % packs * kWide, strip = item / packs, first = strip * kStripRows;
     const int among_all = s.channel_of(channel);
     float weight[kFusedTaps][kWide], x[kFusedTaps][kWide] = {}, dx[kFusedTaps][kWide] = {}, dweight[kFusedTaps][kWide] = {};
-#pragma unroll
-    for (int j = 0; j < kFusedTaps; ++j) {
-      const auto w = Pack<float>::read(shared.inputs.conv + (kFusedTaps - 1 - j) * s.channels + channel);
-#pragma unroll
-      for (int c = 0; c < kWide; ++c) {
-        weight[j][c] = w.value[c];
-      }
-    }
+    load_taps(s, in, shared.inputs, channel, weight);
     const bf16* from = input_row(s, in, tile.begin) + s.all.hidden + among_all;
     bf16* to = dzxbcdt + static_cast<std::int64_t>(tile.begin) * s.projection + s.all.hidden + among_all;
     const auto fetch = [&](int t) {
@@ -55,7 +48,7 @@ ATTAMBA_DEVICE void convolve_backward(const SliceSizes<F>& s, const Inputs<bf16>
     };
 #pragma unroll
     for (int t = first - kEdge; t < first; ++t) {
-      if (t >= load(shared.inputs.starts + first)) {
+      if (t >= shared.inputs.first_read(tile, first)) {
         shift();
         fetch(t);
       }
@@ -71,12 +64,15 @@ ATTAMBA_DEVICE void convolve_backward(const SliceSizes<F>& s, const Inputs<bf16>
       } else if (leaving < F::kRows) {
         start = leaving;
       }
+      const auto joined = [&](int j) {
+        return F::kByLabel ? t < tile.rows && shared.inputs.mixes(start, t - j) : t - j >= start;
+      };
       shift();
 #pragma unroll
       for (int c = 0; c < kWide; ++c) {
         dx[0][c] = 0;
       }
-      if (t < tile.rows && (i < kStripRows || start < first + kStripRows)) {
+      if (t < tile.rows && (F::kByLabel || i < kStripRows || start < first + kStripRows)) {
         fetch(t);
         const std::uint32_t* stored =
             reinterpret_cast<const std::uint32_t*>(shared.inputs.active + t * shared.inputs.stride + channel);
@@ -86,7 +82,7 @@ ATTAMBA_DEVICE void convolve_backward(const SliceSizes<F>& s, const Inputs<bf16>
           float sum = 0;
 #pragma unroll
           for (int j = 0; j < kFusedTaps; ++j) {
-            sum += t - j >= start ? weight[j][c] * x[j][c] : 0.0f;
+            sum += joined(j) ? weight[j][c] * x[j][c] : 0.0f;
           }
           const float open = sigmoid_fast(sum);
           gradient[c] = (c % 2 == 0 ? low_half(pair[c / 2]) : high_half(pair[c / 2])) * open * (1.0f + sum * (1.0f - open));
@@ -98,11 +94,11 @@ ATTAMBA_DEVICE void convolve_backward(const SliceSizes<F>& s, const Inputs<bf16>
           gradient[c] = pack.value[c];
         }
       }
-      if (t < kEdge && load(shared.inputs.starts) < 0) {
+      if (t < kEdge && shared.inputs.enters()) {
         Pack<float> pack;
 #pragma unroll
         for (int c = 0; c < kWide; ++c) {
-          pack.value[c] = start < 0 ? gradient[c] : 0.0f;
+          pack.value[c] = F::kByLabel || start < 0 ? gradient[c] : 0.0f;
         }
         pack.write(edges.own + t * s.all.channels + among_all);
       }
@@ -110,9 +106,8 @@ ATTAMBA_DEVICE void convolve_backward(const SliceSizes<F>& s, const Inputs<bf16>
       for (int j = 0; j < kFusedTaps; ++j) {
 #pragma unroll
         for (int c = 0; c < kWide; ++c) {
-          const bool joined = t - j >= start;
-          dx[j][c] += joined ? weight[j][c] * gradient[c] : 0.0f;
-          dweight[j][c] += joined && i < kStripRows ? gradient[c] * x[j][c] : 0.0f;
+          dx[j][c] += joined(j) ? weight[j][c] * gradient[c] : 0.0f;
+          dweight[j][c] += joined(j) && i < kStripRows ? gradient[c] * x[j][c] : 0.0f;
         }
       }
       const int done = t - kEdge;

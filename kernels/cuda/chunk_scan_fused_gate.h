@@ -12,7 +12,7 @@ struct BackwardShared {
   static constexpr int kScoreTiles = F::kStrips * (F::kStrips + 1) / 2;
 
   Shared<F> inputs;
-  bf16* dy;               ///< [kRows, kSliceStride]: dout, then dY, then the taps' gradients
+  bf16* dy;               ///< [kRows, kSliceStride]: dout, then dY
   bf16* dscores;          ///< [kHalves, kScoreTiles, kScoreTile, kScoreStride]: sum over the half's heads, [s, t]
   float *dlog, *ddelta;   ///< [Hs, kRows]
   float *traces, *terms;  ///< [kStrips, Hs]: of dM; of what the exit state adds to dl
@@ -20,9 +20,9 @@ struct BackwardShared {
   float* head_sums;       ///< [3, all heads]: gradients of A_log, D, dt_bias so far
   float* norm_sums;       ///< [kStrips, E]: gradient of the norm so far
 
-  /// With large states or several slices the norm's sums lie in workspace, of which `sums_elsewhere` is the block's: shared
-  /// memory of sm_86 is small.
-  ATTAMBA_HOST_DEVICE static bool keeps_sums(const SliceSizes<F>& s) { return s.state <= 32 && !s.sliced; }
+  /// With large states, several slices or labels the norm's sums lie in workspace, of which `sums_elsewhere` is the block's:
+  /// shared memory of sm_86 is small.
+  ATTAMBA_HOST_DEVICE static constexpr bool keeps_sums() { return F::kState <= 32 && !F::kSliced && !F::kByLabel; }
 
   ATTAMBA_DEVICE BackwardShared(const SliceSizes<F>& s, device::SharedMemory shared, float* sums_elsewhere) {
     inputs.take(s, shared);
@@ -34,7 +34,7 @@ struct BackwardShared {
     terms = shared.take<float>(F::kStrips * s.heads);
     sums = shared.take<float>(F::kRows * kHalves * 2);
     head_sums = shared.take<float>(3 * s.all.heads);
-    norm_sums = keeps_sums(s) ? shared.take<float>(F::kStrips * F::kSlice) : sums_elsewhere;
+    norm_sums = keeps_sums() ? shared.take<float>(F::kStrips * F::kSlice) : sums_elsewhere;
   }
   static std::size_t bytes(const SliceSizes<F>& s) {
     using device::SharedMemory;
@@ -42,7 +42,14 @@ struct BackwardShared {
            SharedMemory::bytes_of<bf16>(kHalves * kScoreTiles * kScoreTile * kScoreStride) +
            2 * SharedMemory::bytes_of<float>(s.heads * F::kRows) + 2 * SharedMemory::bytes_of<float>(F::kStrips * s.heads) +
            SharedMemory::bytes_of<float>(F::kRows * kHalves * 2) + SharedMemory::bytes_of<float>(3 * s.all.heads) +
-           (keeps_sums(s) ? SharedMemory::bytes_of<float>(F::kStrips * F::kSlice) : 0);
+           (keeps_sums() ? SharedMemory::bytes_of<float>(F::kStrips * F::kSlice) : 0);
+  }
+  /// The taps' gradients [kStrips, kFusedTaps, channels of the slice], when dy and dscores are done with.
+  ATTAMBA_DEVICE float* taps() const {
+    constexpr int kTaps = F::kStrips * kFusedTaps * (F::kSlice + 2 * F::kGroups * F::kState);
+    static_assert(kTaps * sizeof(float) <=
+                  sizeof(bf16) * (F::kRows * F::kSliceStride + kHalves * kScoreTiles * kScoreTile * kScoreStride));
+    return reinterpret_cast<float*>(dy);
   }
   /// Of rows `from` of a strip and later rows `block` of another.
   ATTAMBA_DEVICE bf16* score_tile(int half, int from, int block) const {
@@ -134,7 +141,7 @@ ATTAMBA_DEVICE void gate_backward(const SliceSizes<F>& s, const Inputs<bf16>& in
               const float u =
                   (y[own][i][2 * row + e] + skip * (e == 0 ? low_half(x) : high_half(x))) * gate * sigmoid_fast(gate);
               squares[row] += u * u;
-              dots[row] += u * device::load(shared.inputs.norm + column + e) * (e == 0 ? low_half(d) : high_half(d));
+              dots[row] += u * norm_weight(s, in, shared.inputs, column + e) * (e == 0 ? low_half(d) : high_half(d));
             }
           }
         }
@@ -191,7 +198,7 @@ ATTAMBA_DEVICE void gate_backward(const SliceSizes<F>& s, const Inputs<bf16>& in
           const float gate = e == 0 ? low_half(z[own][row][i]) : high_half(z[own][row][i]), open = sigmoid_fast(gate);
           const float d = e == 0 ? low_half(d_pair) : high_half(d_pair);
           const float whole = y[own][i][2 * row + e] + skip * (e == 0 ? low_half(x) : high_half(x)), u = whole * gate * open;
-          const float du = scale[row] * device::load(shared.inputs.norm + column + e) * d - u * pull[row];
+          const float du = scale[row] * norm_weight(s, in, shared.inputs, column + e) * d - u * pull[row];
           dy[e] = du * gate * open;
           dz[e] = du * whole * open * (1.0f + gate * (1.0f - open));
           columns[i * 2 + e] += d * u * scale[row];

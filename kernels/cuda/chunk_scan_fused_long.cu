@@ -1,6 +1,7 @@
-// Walks of chunk_scan_fused.h that are shared out: what each tile adds to the state, the sum along each chunk in both
-// directions, and the convolution's gradient where it crosses from tile to tile.
+// Walks of chunk_scan_fused.h that are not whole: what each tile adds to the state, the sum along them in both directions, and
+// the convolution's gradient where it crosses from tile to tile.
 #include "kernels/cuda/chunk_scan_fused_mix.h"
+#include "kernels/cuda/chunk_scan_fused_walk.h"
 #include "kernels/cuda/launch_kernel.h"
 
 namespace attamba::kernels::cuda::scan {
@@ -8,29 +9,22 @@ namespace {
 
 using namespace device;
 
-/// What the tile adds to the state at its end, where a chunk leaves it, into the next tile's slot.
 template <class F>
-ATTAMBA_DEVICE void tile_state(const SliceSizes<F>& s, const Inputs<bf16>& in, const Shared<F>& shared, int begin, int limit,
+ATTAMBA_DEVICE void tile_state(SliceSizes<F>& s, const Inputs<bf16>& in, const Shared<F>& shared, int begin, int limit,
                                float* states, float* kept) {
   const Tile tile = cut_tile(s, in, begin, limit, shared.starts);
-  const int leaving = tile.last ? F::kRows : leaving_chunk(s, in, tile), slot = F::slot_of(begin) + 1;
+  const int leaving = tile.last ? F::kRows : leaving_chunk(s, in, tile);
   sync_block();
   if (leaving < F::kRows) {
-    convolve_tile(s, in, tile, shared, s.channels);
-    load_steps(s, in, tile, shared);
-    sync_block();
-    pass_state(s, shared, leaving, nullptr, states + static_cast<std::int64_t>(slot) * s.state_size());
-    for (int head = thread_index(); head < s.heads; head += F::kThreads) {
-      store(kept + slot * s.heads + head, leaving < 0 ? exp2_fast(load(shared.decay + head * F::kRows + F::kRows - 1)) : 0.0f);
-    }
+    add_tile_state(s, in, shared, tile, leaving, states, kept);
   }
   sync_block();
 }
 
 template <class F>
-ATTAMBA_KERNEL(F::kThreads, 2)
+ATTAMBA_KERNEL(F::kThreads, F::kBlocks)
 chunk_scan_states_kernel(Sizes given, Inputs<bf16> in, float* states, float* kept) {
-  const SliceSizes<F> s(given);
+  SliceSizes<F> s(given);
   SharedMemory memory;
   Shared<F> shared;
   shared.take(s, memory);
@@ -46,28 +40,29 @@ chunk_scan_states_kernel(Sizes given, Inputs<bf16> in, float* states, float* kep
   }
 }
 
+template <class F>
+ATTAMBA_KERNEL(F::kThreads, F::kBlocks)
+label_scan_states_kernel(Sizes given, Inputs<bf16> in, float* states, float* kept) {
+  SliceSizes<F> s(given);
+  SharedMemory memory;
+  Shared<F> shared;
+  shared.take(s, memory);
+  for (int index = block_x(); (index + 1) * F::kRows < s.rows; index += grid_x()) {
+    const Tile tile = label_tile<F>(s, in, index, shared.starts);
+    sync_block();
+    add_tile_state(s, in, shared, tile, leaving_label<F>(tile, shared.starts), states, kept);
+    sync_block();
+  }
+}
+
 constexpr int kPassThreads = 256, kPassElements = 4, kPassBatch = 8;
 
-/// A block owns kPassThreads * kPassElements elements of the states of one range's walk: value_i += kept * value_{i - 1} from
-/// tile to tile, or, backwards, kept * value_{i + 1}, several tiles' values being read at once. `kept` of a slot belongs to the
-/// step into it from the tile before.
-ATTAMBA_KERNEL(kPassThreads, 2)
-chunk_scan_pass_kernel(Sizes s, Inputs<bf16> in, float* values, const float* kept, int pieces, bool backwards) {
-  const int range = block_x() / pieces, begin = first_chunk(s, in, range), limit = (range + 1) * kRange;
-  const int element = (block_x() % pieces * kPassThreads + thread_index()) * kPassElements;
-  if (begin < 0 || element >= s.state_size()) {
-    return;
-  }
-  int tiles = 0, most = (s.rows - 1 - begin) / kTileRows;  // after the first one
-  while (tiles < most) {
-    const int middle = tiles + (most - tiles + 1) / 2;
-    if (chunk_start(s, in, begin + middle * kTileRows) < limit) {
-      tiles = middle;
-    } else {
-      most = middle - 1;
-    }
-  }
-  const int head = element / (s.state_size() / s.heads), slot = begin / kTileRows + 1;
+/// kPassElements elements of states, from `element` on: value_i += kept * value_{i - 1} over `tiles` slots from `slot` on, or,
+/// backwards, kept * value_{i + 1}, several tiles' values being read at once. `kept` of a slot belongs to the step into it from
+/// the tile before; into the first one nothing is taken over.
+ATTAMBA_DEVICE void pass_along(const Sizes& s, float* values, const float* kept, int slot, int tiles, int element,
+                               bool backwards) {
+  const int head = element / (s.state_size() / s.heads);
   float carry[kPassElements] = {};
   for (int first = 0; first < tiles; first += kPassBatch) {
     Pack<float> pack[kPassBatch];
@@ -96,12 +91,46 @@ chunk_scan_pass_kernel(Sizes s, Inputs<bf16> in, float* values, const float* kep
   }
 }
 
+/// A block owns kPassThreads * kPassElements elements of the states of one range's walk.
+ATTAMBA_KERNEL(kPassThreads, 2)
+chunk_scan_pass_kernel(Sizes s, Inputs<bf16> in, float* values, const float* kept, int pieces, bool backwards) {
+  const int range = block_x() / pieces, begin = first_chunk(s, in, range), limit = (range + 1) * kRange;
+  const int element = (block_x() % pieces * kPassThreads + thread_index()) * kPassElements;
+  if (begin < 0 || element >= s.state_size()) {
+    return;
+  }
+  int tiles = 0, most = (s.rows - 1 - begin) / kTileRows;  // after the first one
+  while (tiles < most) {
+    const int middle = tiles + (most - tiles + 1) / 2;
+    if (chunk_start(s, in, begin + middle * kTileRows) < limit) {
+      tiles = middle;
+    } else {
+      most = middle - 1;
+    }
+  }
+  pass_along(s, values, kept, begin / kTileRows + 1, tiles, element, backwards);
+}
+
+/// A block owns kPassThreads * kPassElements elements of the states of all tiles.
+ATTAMBA_KERNEL(kPassThreads, 2)
+label_scan_pass_kernel(Sizes s, float* values, const float* kept, bool backwards) {
+  const int element = (block_x() * kPassThreads + thread_index()) * kPassElements;
+  if (element < s.state_size()) {
+    pass_along(s, values, kept, 1, (s.rows - 1) / int{kLabelBlock}, element, backwards);
+  }
+}
+
 void pass(const Launch& launch, const Sizes& s, const Inputs<bf16>& in, float* values, float* kept, bool backwards) {
   constexpr int kPiece = kPassThreads * kPassElements;
   const int pieces = (s.state_size() + kPiece - 1) / kPiece, ranges = (s.rows + kRange - 1) / kRange;
-  launch_kernel(backwards ? "chunk_scan_backward: pass" : "chunk_scan: pass", chunk_scan_pass_kernel, launch,
-                {.x = static_cast<std::int64_t>(ranges) * pieces, .threads = kPassThreads}, s, in, values, kept, pieces,
-                backwards);
+  if (in.labels != nullptr) {
+    launch_kernel(backwards ? "label_scan_backward: pass" : "label_scan: pass", label_scan_pass_kernel, launch,
+                  {.x = pieces, .threads = kPassThreads}, s, values, kept, backwards);
+  } else {
+    launch_kernel(backwards ? "chunk_scan_backward: pass" : "chunk_scan: pass", chunk_scan_pass_kernel, launch,
+                  {.x = static_cast<std::int64_t>(ranges) * pieces, .threads = kPassThreads}, s, in, values, kept, pieces,
+                  backwards);
+  }
 }
 
 /// A block owns the rows before one range's shared tile.
@@ -124,12 +153,34 @@ chunk_scan_edges_kernel(Sizes s, Inputs<bf16> in, const float* rests, const floa
   }
 }
 
+/// A block owns the rows before one tile of labels, which is not the first one.
+ATTAMBA_KERNEL(kPassThreads, 4)
+label_scan_edges_kernel(Sizes s, Inputs<bf16> in, const float* rests, const float* edges, bf16* dzxbcdt) {
+  const int tile = block_x() + 1, begin = tile * int{kLabelBlock};
+  const std::int64_t slot = static_cast<std::int64_t>(tile) * kEdge * s.channels;
+  for (int i = thread_index(); i < kEdge * s.channels; i += kPassThreads) {
+    const int row = i / s.channels, channel = i % s.channels, t = begin - kEdge + row;
+    float sum = load(rests + slot + i);
+    for (int j = kEdge - row; j <= kEdge && t + j < s.rows; ++j) {  // row t + j lies j + row - kEdge rows into the tile
+      if (same_label(in, t + j, t)) {
+        sum += load(in.conv + channel * kFusedTaps + kFusedTaps - 1 - j) *
+               load(edges + slot + (j + row - kEdge) * s.channels + channel);
+      }
+    }
+    store(dzxbcdt + static_cast<std::int64_t>(t) * s.projection + s.hidden + channel, to_bf16(sum));
+  }
+}
+
 }  // namespace
 
-void long_states(const Launch& launch, const Sizes& s, const Inputs<bf16>& in, float* states, float* kept) {
-  dispatch_whole(s, [&]<class F>() {
-    const Grid grid{.x = fused_blocks(s.rows), .threads = F::kThreads, .shared_bytes = Shared<F>::bytes(SliceSizes<F>(s))};
-    launch_kernel("chunk_scan: states", chunk_scan_states_kernel<F>, launch, grid, s, in, states, kept);
+void long_states(const Launch& launch, const Sizes& s, const Inputs<bf16>& in, Walks walks, float* states, float* kept) {
+  dispatch_long(s, walks, [&]<class F>() {
+    const Grid grid{.x = F::blocks(s.rows), .threads = F::kThreads, .shared_bytes = Shared<F>::bytes(SliceSizes<F>(s))};
+    if constexpr (F::kByLabel) {
+      launch_kernel("label_scan: states", label_scan_states_kernel<F>, launch, grid, s, in, states, kept);
+    } else {
+      launch_kernel("chunk_scan: states", chunk_scan_states_kernel<F>, launch, grid, s, in, states, kept);
+    }
   });
   pass(launch, s, in, states, kept, false);
 }
@@ -140,6 +191,11 @@ void pass_gradients(const Launch& launch, const Sizes& s, const Inputs<bf16>& in
 
 void join_edges(const Launch& launch, const Sizes& s, const Inputs<bf16>& in, const float* rests, const float* edges,
                 bf16* dzxbcdt) {
+  if (in.labels != nullptr) {
+    launch_kernel("label_scan_backward: edges", label_scan_edges_kernel, launch,
+                  {.x = (s.rows - 1) / kLabelBlock, .threads = kPassThreads}, s, in, rests, edges, dzxbcdt);
+    return;
+  }
   launch_kernel("chunk_scan_backward: edges", chunk_scan_edges_kernel, launch,
                 {.x = (s.rows + kRange - 1) / kRange, .threads = kPassThreads}, s, in, rests, edges, dzxbcdt);
 }

@@ -1,7 +1,7 @@
 // Y = M X + entry o (C S) on tensor cores: the part that both fused kernels do for every tile.
 #pragma once
 
-#include "kernels/cuda/chunk_scan_fused.h"
+#include "kernels/cuda/chunk_scan_fused_tile.h"
 
 namespace attamba::kernels::cuda::scan {
 
@@ -66,7 +66,7 @@ ATTAMBA_DEVICE void mix_block(const SliceSizes<F>& s, float (&acc)[kUnit / 8][4]
     for (int i = 0; i < 2; ++i) {
       const float weight = device::exp2_fast(at[i] - decay_from) * delta_from;
       const int e = 2 * i + j % 2;
-      mixing[j / 2][e] = from <= place.row(i) && from >= start[i] ? scores[j / 2][e] * weight : 0.0f;
+      mixing[j / 2][e] = from <= place.row(i) && shared.mixes(start[i], from) ? scores[j / 2][e] * weight : 0.0f;
     }
   }
   std::uint32_t left[4];
@@ -126,7 +126,7 @@ ATTAMBA_DEVICE void mix(const SliceSizes<F>& s, const Shared<F>& shared, const W
                         float (&y)[F::kWarpUnits][kUnit / 8][4]) {
   const int per_group = F::kUnits / s.groups;
   const int start[2] = {device::load(shared.starts + place.row(0)), device::load(shared.starts + place.row(1))};
-  const int earliest = device::load(shared.starts + place.first_row());
+  const int earliest = F::kByLabel ? 0 : device::load(shared.starts + place.first_row());
   for (int block = earliest > 0 ? earliest / kStripRows : 0; block <= place.strip; ++block) {
     float scores[2][4];
 #pragma unroll
@@ -139,7 +139,7 @@ ATTAMBA_DEVICE void mix(const SliceSizes<F>& s, const Shared<F>& shared, const W
       mix_block(s, y[own], scores, shared, place, block, unit, start);
     }
   }
-  if (earliest < 0) {
+  if (F::kByLabel ? shared.enters() : earliest < 0) {
 #pragma unroll
     for (int own = 0; own < F::kWarpUnits; ++own) {
       const int unit = place.unit(own);
@@ -185,15 +185,36 @@ ATTAMBA_DEVICE void pass_outer_products(const SliceSizes<F>& s, const bf16* m, i
   }
 }
 
-/// From the state at the entry of a full tile, which the chunk that began at row `leaving` of it leaves, to that at its end.
+/// From the state at the entry of a full tile, which the rows with start `leaving` leave, to that at its end.
 template <class F>
 ATTAMBA_DEVICE void pass_state(const SliceSizes<F>& s, const Shared<F>& shared, int leaving, const float* entry, float* exit) {
   pass_outer_products(
       s, shared.active, shared.stride, shared, false, F::kStrips, leaving < 0 ? entry : nullptr, exit, [&](int head, int t) {
         const float* decay = shared.decay + head * F::kRows;
         const float to_end = device::load(decay + F::kRows - 1) - device::load(decay + t);
-        return t >= leaving ? device::exp2_fast(to_end) * device::load(shared.delta + head * F::kRows + t) : 0.0f;
+        return shared.leaves(t, leaving) ? device::exp2_fast(to_end) * device::load(shared.delta + head * F::kRows + t) : 0.0f;
       });
+}
+
+/// What the tile adds to the state at its end, of the rows with start `leaving`, into the next tile's slot, and how much of the
+/// state at its entry is left there. The tile's starts are there.
+template <class F>
+ATTAMBA_DEVICE void add_tile_state(SliceSizes<F>& s, const Inputs<bf16>& in, const Shared<F>& shared, const Tile& tile,
+                                   int leaving, float* states, float* kept) {
+  const int slot = F::slot_of(tile.begin) + 1;
+  for (s.slice = 0; s.column() < s.all.hidden; ++s.slice) {
+    convolve_tile(s, in, tile, shared, s.new_channels());
+    load_steps(s, in, tile, shared);
+    device::sync_block();
+    pass_state(s, shared, leaving, nullptr, in_slot(states, slot, s.all.state_size()) + s.slice * F::kSliceState);
+    for (int head = device::thread_index(); head < s.heads; head += F::kThreads) {
+      const float whole = leaving < 0 ? device::exp2_fast(device::load(shared.decay + head * F::kRows + F::kRows - 1)) : 0.0f;
+      device::store(kept + slot * s.all.heads + s.head_of(head), whole);
+    }
+    if constexpr (F::kSliced) {
+      device::sync_block();
+    }
+  }
 }
 
 }  // namespace attamba::kernels::cuda::scan

@@ -98,7 +98,7 @@ ATTAMBA_DEVICE void pair_block(const SliceSizes<F>& s, const BackwardShared<F>& 
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const int from = place.row(i), e = 2 * i + j % 2;
-      const float between = from <= t && from >= start ? exp2_fast(decay_to - load(decay + from)) : 0.0f;
+      const float between = from <= t && in.mixes(start, from) ? exp2_fast(decay_to - load(decay + from)) : 0.0f;
       const float weighted = gradient[j / 2][e] * between, weight = between * load(delta + from);
       mixing[j / 2][e] = scores[j / 2][e] * weight;
       dscores[j / 2][e] += gradient[j / 2][e] * weight;
@@ -131,7 +131,7 @@ ATTAMBA_DEVICE float exit_gradient(const SliceSizes<F>& s, const BackwardShared<
   float exit[2], dots[2] = {}, terms = 0;
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
-    exit[i] = place.row(i) >= leaving ? exp2_fast(load(decay + F::kRows - 1) - load(decay + place.row(i))) : 0.0f;
+    exit[i] = in.leaves(place.row(i), leaving) ? exp2_fast(load(decay + F::kRows - 1) - load(decay + place.row(i))) : 0.0f;
   }
   float sum[kUnit / 8][4] = {};
   multiply_pieces(sum, in, place, b, gradient, unit);
@@ -184,7 +184,8 @@ ATTAMBA_DEVICE void pair_gradient(const SliceSizes<F>& s, const Inputs<bf16>& in
                                   const WarpPlace<F>& place, int strips, int leaving, const float* exit) {
   const int group = s.groups == 1 ? 0 : place.half, last_row = place.first_row() + kStripRows - 1;
   int blocks = 1;  // of rows t that share a chunk with rows s
-  while (place.strip + blocks < strips && load(shared.inputs.starts + (place.strip + blocks) * kStripRows) <= last_row) {
+  while (place.strip + blocks < strips &&
+         (F::kByLabel || load(shared.inputs.starts + (place.strip + blocks) * kStripRows) <= last_row)) {
     ++blocks;
   }
   float scores[F::kStrips][2][4] = {}, dscores[F::kStrips][2][4] = {};

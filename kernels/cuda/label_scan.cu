@@ -1,7 +1,11 @@
-// The scan of the released code on the GPU: the kernels for every shape (chunk_scan_plain.h) over one chunk, the whole batch,
-// with labels. kernels/cpu/label_scan.cpp has the equations.
+// The scan of the released code on the GPU: the fused kernels (chunk_scan_fused.h) for the shapes that they know, and otherwise
+// those for every shape (chunk_scan_plain.h), over one chunk, the whole batch, with labels. kernels/cpu/label_scan.cpp has the
+// equations.
+#include <type_traits>
+
 #include "kernels/chunk_scan_checks.h"
 #include "kernels/cuda/chunk_scan_arguments.h"
+#include "kernels/cuda/chunk_scan_fused.h"
 #include "kernels/cuda/launch_kernel.h"
 
 namespace attamba::kernels::cuda {
@@ -21,12 +25,11 @@ ATTAMBA_KERNEL(kThreads, 1) one_chunk(std::int32_t* starts, int rows) {
   }
 }
 
-/// Calls body(sizes, inputs, memory), of the whole batch.
+/// The plain kernels' pass: calls body(sizes, inputs, memory), of the whole batch.
 template <class T, class Body>
 void with_batch(const Launch& launch, const Tensor& zxbcdt, const ScanWeights& weights, const Tensor& labels,
                 const ScanShape& shape, double eps, bool backward, const Body& body) {
-  Sizes s = make_sizes(shape, eps);
-  s.rows = static_cast<int>(zxbcdt.shape().rows());
+  const Sizes s = whole_batch(zxbcdt, shape, eps);
   ScratchAllocator scratch(launch);
   auto* const starts = scratch.take<std::int32_t>(static_cast<std::size_t>(s.rows));
   const Memory memory = make_memory(s, backward, [&](std::size_t count) { return scratch.take<float>(count); });
@@ -35,9 +38,17 @@ void with_batch(const Launch& launch, const Tensor& zxbcdt, const ScanWeights& w
   body(s, make_inputs<T>(zxbcdt, weights, starts, labels.as<std::int32_t>(), shape), memory);
 }
 
+template <class T>
+bool takes_fused(const ScanShape& shape) {
+  return std::is_same_v<T, device::bf16> && is_fused(shape, Walks::by_label);
+}
+
 std::size_t workspace(const char* operation, const TensorType& zxbcdt, const ScanShape& shape, bool backward) {
   return dispatch_compute(zxbcdt.dtype, operation, [&]<class T>() {
     const std::int64_t rows = zxbcdt.shape.rows();
+    if (takes_fused<T>(shape)) {
+      return backward ? fused_backward_workspace(shape, rows, Walks::by_label) : fused_workspace(shape, rows, Walks::by_label);
+    }
     return ScratchAllocator::aligned_bytes<std::int32_t>(static_cast<std::size_t>(rows)) +
            plain_workspace(shape, rows, rows, backward);
   });
@@ -52,6 +63,12 @@ void label_scan(const Launch& launch, const Tensor& out, const Tensor& zxbcdt, c
     check_scan_input(kName, zxbcdt, "labels", labels, shape);
     check_scan_weights(kName, "weight", weights, shape, DType::float32);
     check_scan_rows(kName, "out", out, zxbcdt, shape.hidden);
+    if constexpr (std::is_same_v<T, device::bf16>) {
+      if (takes_fused<T>(shape)) {
+        return fused_forward(launch, elements_of<T>(out), whole_batch(zxbcdt, shape, eps),
+                             make_inputs<T>(zxbcdt, weights, nullptr, labels.as<std::int32_t>(), shape), Walks::by_label);
+      }
+    }
     with_batch<T>(launch, zxbcdt, weights, labels, shape, eps, false,
                   [&](const Sizes& s, const Inputs<T>& in, const Memory& memory) {
                     plain_forward<T>(launch, elements_of<T>(out), s, in, memory);
@@ -70,6 +87,12 @@ void label_scan_backward(const Launch& launch, const Tensor& dzxbcdt, const Scan
     check_scan_rows(kName, "dzxbcdt", dzxbcdt, zxbcdt, shape.projection());
     check_scan_rows(kName, "dout", dout, zxbcdt, shape.hidden);
     const WeightGradients to = make_gradients(gradients, shape);
+    if constexpr (std::is_same_v<T, device::bf16>) {
+      if (takes_fused<T>(shape)) {
+        return fused_backward(launch, elements_of<T>(dzxbcdt), to, elements_of<T>(dout), whole_batch(zxbcdt, shape, eps),
+                              make_inputs<T>(zxbcdt, weights, nullptr, labels.as<std::int32_t>(), shape), Walks::by_label);
+      }
+    }
     with_batch<T>(launch, zxbcdt, weights, labels, shape, eps, true,
                   [&](const Sizes& s, const Inputs<T>& in, const Memory& memory) {
                     plain_backward<T>(launch, elements_of<T>(dzxbcdt), to, elements_of<T>(dout), s, in, memory);

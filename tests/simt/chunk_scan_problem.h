@@ -1,5 +1,7 @@
-// Problems of the scan, and what a backend's kernels make of them.
+// Problems of the scan, what a backend's kernels make of them, and comparisons.
 #pragma once
+
+#include <gtest/gtest.h>
 
 #include <algorithm>
 #include <cmath>
@@ -25,7 +27,7 @@ struct Weights {
 struct Problem {
   ScanShape shape;
   std::int64_t n = 0, rows = 0;
-  std::vector<std::int32_t> starts;
+  std::vector<std::int32_t> starts;  ///< or labels
   Weights weights;
   Vector zxbcdt, dout;
 
@@ -212,6 +214,57 @@ inline Problem problem_of(const Case& c) {
   return make_problem(c.shape, c.n, make_starts(c.sequences, c.n, c.lengths, c.first), c.bias, c.a_log);
 }
 constexpr auto kNameOfCase = [](const auto& test) { return test.param.name; };
+
+/// ||a - b|| / ||b||, both less `offset`.
+inline double distance(const Vector& a, const Vector& b, double offset = 0) {
+  double difference = 0, norm = 0;
+  for (std::size_t i = 0; i < b.size(); ++i) {
+    difference += std::pow(a[i] - b[i], 2);
+    norm += std::pow(b[i] - offset, 2);
+  }
+  return norm == 0 ? std::sqrt(difference) : std::sqrt(difference / norm);
+}
+
+inline Vector columns_of(const Vector& from, std::int64_t width, std::int64_t begin, std::int64_t end) {
+  Vector to;
+  for (auto row = from.begin(); row != from.end(); row += width) {
+    to.insert(to.end(), row + begin, row + end);
+  }
+  return to;
+}
+
+/// Most of that distance: of out, of parts of dzxbcdt, of gradients of weights.
+struct Tolerance {
+  double out, dinput, dweights;
+};
+
+inline void expect_close(const Problem& p, const Result& got, const Result& expected, const Tolerance& tolerance) {
+  EXPECT_LT(distance(got.out, expected.out), tolerance.out) << "out";
+  const std::int64_t E = p.shape.hidden, GN = p.shape.groups * p.shape.state, width = p.shape.projection();
+  const std::int64_t edges[] = {0, E, 2 * E, 2 * E + GN, 2 * E + 2 * GN, width};
+  const char* names[] = {"dz", "dX", "dB", "dC", "ddt"};
+  for (int i = 0; i < 5; ++i) {
+    EXPECT_LT(distance(columns_of(got.dzxbcdt, width, edges[i], edges[i + 1]),
+                       columns_of(expected.dzxbcdt, width, edges[i], edges[i + 1])),
+              tolerance.dinput)
+        << names[i];
+  }
+  EXPECT_LT(distance(got.gradients.conv, expected.gradients.conv, kBefore), tolerance.dweights) << "dconv";
+  EXPECT_LT(distance(got.gradients.a_log, expected.gradients.a_log, kBefore), tolerance.dweights) << "dA_log";
+  EXPECT_LT(distance(got.gradients.d_skip, expected.gradients.d_skip, kBefore), tolerance.dweights) << "dD";
+  EXPECT_LT(distance(got.gradients.dt_bias, expected.gradients.dt_bias, kBefore), tolerance.dweights) << "ddt_bias";
+  EXPECT_LT(distance(got.gradients.norm, expected.gradients.norm, kBefore), tolerance.dweights) << "dnorm";
+}
+
+inline void expect_same_results(const Result& first, const Result& second) {
+  EXPECT_EQ(first.out, second.out);
+  EXPECT_EQ(first.dzxbcdt, second.dzxbcdt);
+  EXPECT_EQ(first.gradients.conv, second.gradients.conv);
+  EXPECT_EQ(first.gradients.a_log, second.gradients.a_log);
+  EXPECT_EQ(first.gradients.d_skip, second.gradients.d_skip);
+  EXPECT_EQ(first.gradients.dt_bias, second.gradients.dt_bias);
+  EXPECT_EQ(first.gradients.norm, second.gradients.norm);
+}
 
 constexpr ScanShape kSmall{.hidden = 32, .state = 8, .heads = 4, .groups = 1, .conv = 4};
 constexpr ScanShape kGroups{.hidden = 64, .state = 16, .heads = 4, .groups = 2, .conv = 4};

@@ -1,55 +1,12 @@
 // The CUDA scan on the emulator against the CPU's in float64, on the same problem.
 #include <gtest/gtest.h>
 
-#include <cmath>
-#include <string>
-
 #include "tests/simt/chunk_scan_problem.h"
 
 namespace attamba::simt {
 namespace {
 
 using namespace chunk_scan;
-
-/// ||a - b|| / ||b||, both less `offset`.
-double distance(const Vector& a, const Vector& b, double offset = 0) {
-  double difference = 0, norm = 0;
-  for (std::size_t i = 0; i < b.size(); ++i) {
-    difference += std::pow(a[i] - b[i], 2);
-    norm += std::pow(b[i] - offset, 2);
-  }
-  return norm == 0 ? std::sqrt(difference) : std::sqrt(difference / norm);
-}
-
-Vector columns_of(const Vector& from, std::int64_t width, std::int64_t begin, std::int64_t end) {
-  Vector to;
-  for (auto row = from.begin(); row != from.end(); row += width) {
-    to.insert(to.end(), row + begin, row + end);
-  }
-  return to;
-}
-
-struct Tolerance {
-  double out, dinput, dweights;
-};
-
-void expect_close(const Problem& p, const Result& got, const Result& expected, const Tolerance& tolerance) {
-  EXPECT_LT(distance(got.out, expected.out), tolerance.out) << "out";
-  const std::int64_t E = p.shape.hidden, GN = p.shape.groups * p.shape.state, width = p.shape.projection();
-  const std::int64_t edges[] = {0, E, 2 * E, 2 * E + GN, 2 * E + 2 * GN, width};
-  const char* names[] = {"dz", "dX", "dB", "dC", "ddt"};
-  for (int i = 0; i < 5; ++i) {
-    EXPECT_LT(distance(columns_of(got.dzxbcdt, width, edges[i], edges[i + 1]),
-                       columns_of(expected.dzxbcdt, width, edges[i], edges[i + 1])),
-              tolerance.dinput)
-        << names[i];
-  }
-  EXPECT_LT(distance(got.gradients.conv, expected.gradients.conv, kBefore), tolerance.dweights) << "dconv";
-  EXPECT_LT(distance(got.gradients.a_log, expected.gradients.a_log, kBefore), tolerance.dweights) << "dA_log";
-  EXPECT_LT(distance(got.gradients.d_skip, expected.gradients.d_skip, kBefore), tolerance.dweights) << "dD";
-  EXPECT_LT(distance(got.gradients.dt_bias, expected.gradients.dt_bias, kBefore), tolerance.dweights) << "ddt_bias";
-  EXPECT_LT(distance(got.gradients.norm, expected.gradients.norm, kBefore), tolerance.dweights) << "dnorm";
-}
 
 /// Kernels for every shape: float32 arithmetic, compute type only where activations are read and written.
 class ChunkScanPlain : public testing::TestWithParam<Case> {};
@@ -131,14 +88,7 @@ INSTANTIATE_TEST_SUITE_P(
 
 template <class T>
 void expect_same_for_seeds(const Problem& p) {
-  const Result first = run_cuda<T>(p, 1), second = run_cuda<T>(p, 2);
-  EXPECT_EQ(first.out, second.out);
-  EXPECT_EQ(first.dzxbcdt, second.dzxbcdt);
-  EXPECT_EQ(first.gradients.conv, second.gradients.conv);
-  EXPECT_EQ(first.gradients.a_log, second.gradients.a_log);
-  EXPECT_EQ(first.gradients.d_skip, second.gradients.d_skip);
-  EXPECT_EQ(first.gradients.dt_bias, second.gradients.dt_bias);
-  EXPECT_EQ(first.gradients.norm, second.gradients.norm);
+  expect_same_results(run_cuda<T>(p, 1), run_cuda<T>(p, 2));
 }
 
 TEST(ChunkScanCuda, ResultsDoNotDependOnTheOrderOfWarpsAndBlocks) {

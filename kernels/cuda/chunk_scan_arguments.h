@@ -21,9 +21,7 @@ Inputs<T> make_inputs(const Tensor& zxbcdt, const ScanWeights& weights, const st
 }
 
 inline Sizes whole_batch(const Tensor& zxbcdt, const ScanShape& shape, double eps) {
-  Sizes s = make_sizes(shape, eps);
-  s.rows = static_cast<int>(zxbcdt.shape().rows());
-  return s;
+  return make_sizes(shape, eps, zxbcdt.shape().rows());
 }
 
 inline WeightGradients make_gradients(const ScanWeights& gradients, const ScanShape& shape) {

@@ -8,7 +8,7 @@ namespace {
 
 using namespace device;
 
-/// `states`: one per block for whole walks, else one per slot.
+/// `states`: one per block, or, where walks are shared out, one per slot.
 template <class F>
 ATTAMBA_KERNEL(F::kThreads, F::kBlocks)
 chunk_scan_kernel(Sizes given, Inputs<bf16> in, bf16* out, float* states, bool shared_out) {
@@ -48,76 +48,50 @@ chunk_scan_kernel(Sizes given, Inputs<bf16> in, bf16* out, float* states, bool s
   }
 }
 
-template <class F>
-ATTAMBA_KERNEL(F::kThreads, F::kBlocks)
-label_scan_kernel(Sizes given, Inputs<bf16> in, bf16* out, float* states) {
-  SliceSizes<F> s(given);
-  const ForwardShared<F> shared(s, SharedMemory());
-  for (int index = block_x(); index * F::kRows < s.rows; index += grid_x()) {
-    const Tile tile = label_tile<F>(s, in, index, shared.inputs.starts);
-    write_tile(s, in, shared, tile, in_slot(states, index, s.all.state_size()), out, [](float*) {});
-  }
-}
-
-}  // namespace
-
-bool is_fused(const ScanShape& shape, Walks walks) {
-  if (shape.conv != kFusedTaps || shape.hidden % kWholeSlice != 0) {
-    return false;
-  }
-  if (!is_sliced(make_sizes(shape, 0))) {
-    const std::int64_t most_groups = walks == Walks::by_label ? 1 : kHalves;
-    return (shape.state == 32 && shape.groups <= most_groups) || (shape.state == 128 && shape.groups == 1);
-  }
-  const bool narrow_heads = shape.heads * kUnit == shape.hidden, wide_heads = shape.heads * 2 * kUnit == shape.hidden;
-  const bool form = (shape.state == 32 && (narrow_heads || wide_heads)) || (shape.state == 64 && wide_heads);
-  const bool rows_aligned = shape.projection() * static_cast<std::int64_t>(sizeof(bf16)) % 16 == 0;
-  return form && rows_aligned && shape.groups == 1 && walks == Walks::whole;
-}
-
-namespace {
-
 /// Pieces of workspace, from `take(elements)`.
 template <class F>
 struct ForwardMemory {
   float *states, *kept;
 
   template <class Take>
-  ForwardMemory(const Sizes& s, Walks walks, const Take& take) {
-    const std::size_t slots = walks == Walks::whole ? static_cast<std::size_t>(F::blocks(s.rows)) : F::slots(s.rows);
+  ForwardMemory(const Sizes& s, bool shared_out, const Take& take) {
+    const std::size_t slots = shared_out ? F::slots(s.rows) : static_cast<std::size_t>(F::blocks(s.rows));
     states = take(slots * static_cast<std::size_t>(s.state_size()));
-    kept = walks == Walks::whole ? nullptr : take(slots * static_cast<std::size_t>(s.heads));
+    kept = shared_out ? take(slots * static_cast<std::size_t>(s.heads)) : nullptr;
   }
 };
 
 }  // namespace
 
-std::size_t fused_workspace(const ScanShape& shape, std::int64_t rows, Walks walks) {
-  Sizes s = make_sizes(shape, 0);
-  s.rows = static_cast<int>(rows);
+bool is_fused(const ScanShape& shape, std::int64_t n) {
+  if (shape.conv != kFusedTaps || shape.hidden % kWholeSlice != 0) {
+    return false;
+  }
+  if (!is_sliced(make_sizes(shape, 0))) {
+    return (shape.state == 32 && shape.groups <= kHalves) || (shape.state == 128 && shape.groups == 1);
+  }
+  const bool narrow_heads = shape.heads * kUnit == shape.hidden, wide_heads = shape.heads * 2 * kUnit == shape.hidden;
+  const bool form = (shape.state == 32 && (narrow_heads || wide_heads)) || (shape.state == 64 && wide_heads);
+  const bool rows_aligned = shape.projection() * static_cast<std::int64_t>(sizeof(bf16)) % 16 == 0;
+  return form && rows_aligned && shape.groups == 1 && !shares_walks(shape, n);
+}
+
+std::size_t fused_workspace(const ScanShape& shape, std::int64_t rows, bool shared_out) {
+  const Sizes s = make_sizes(shape, 0, rows);
   std::size_t bytes = 0;
-  dispatch_fused(s, walks, [&]<class F>() {
-    ForwardMemory<F>(s, walks, [&](std::size_t count) -> float* {
-      bytes += ScratchAllocator::aligned_bytes<float>(count);
-      return nullptr;
-    });
-  });
+  dispatch_fused(s, [&]<class F>() { bytes = bytes_of_memory<ForwardMemory<F>>(s, shared_out); });
   return bytes;
 }
 
-void fused_forward(const Launch& launch, bf16* out, const Sizes& s, const Inputs<bf16>& in, Walks walks) {
-  dispatch_fused(s, walks, [&]<class F>() {
+void fused_forward(const Launch& launch, bf16* out, const Sizes& s, const Inputs<bf16>& in, bool shared_out) {
+  dispatch_fused(s, [&]<class F>() {
     ScratchAllocator scratch(launch);
-    const ForwardMemory<F> memory(s, walks, [&](std::size_t count) { return scratch.take<float>(count); });
-    if (walks != Walks::whole) {
-      long_states(launch, s, in, walks, memory.states, memory.kept);
+    const ForwardMemory<F> memory(s, shared_out, [&](std::size_t count) { return scratch.take<float>(count); });
+    if (shared_out) {
+      long_states(launch, s, in, memory.states, memory.kept);
     }
     const Grid grid{.x = F::blocks(s.rows), .threads = F::kThreads, .shared_bytes = ForwardShared<F>::bytes(SliceSizes<F>(s))};
-    if constexpr (F::kByLabel) {
-      launch_kernel("label_scan", label_scan_kernel<F>, launch, grid, s, in, out, memory.states);
-    } else {
-      launch_kernel("chunk_scan", chunk_scan_kernel<F>, launch, grid, s, in, out, memory.states, walks == Walks::shared_out);
-    }
+    launch_kernel("chunk_scan", chunk_scan_kernel<F>, launch, grid, s, in, out, memory.states, shared_out);
   });
 }
 

@@ -38,35 +38,40 @@ constexpr std::int64_t kMostFusedBlocks = 512;  ///< each with the partial gradi
 constexpr std::int64_t kLongestWalk = 4 * kTileRows;
 constexpr int kEdge = kFusedTaps - 1;  ///< rows that the convolution reaches back, or its gradient ahead
 
-/// How the tiles of a batch go to blocks. Of chunks, a walk is its tiles that the chunks of one range lie in.
-enum class Walks {
-  whole,       ///< to the block of their range
-  shared_out,  ///< each to the block of the range in which it begins
-  by_label     ///< tiles of kLabelBlock rows, whose rows mix by labels (kernels/cpu/label_scan.cpp), each to any block
-};
-/// For chunks in sequences of n rows.
-inline Walks walks_of(const ScanShape& shape, std::int64_t n) {
-  return (shape.longest_chunk > 0 ? std::min(shape.longest_chunk, n) : n) > kLongestWalk ? Walks::shared_out : Walks::whole;
+/// Whether tiles of a walk are shared out among blocks, for sequences of n rows.
+inline bool shares_walks(const ScanShape& shape, std::int64_t n) {
+  return (shape.longest_chunk > 0 ? std::min(shape.longest_chunk, n) : n) > kLongestWalk;
 }
-/// Whether the fused kernels serve this shape: 4 taps, and 8 heads of 32 with N 32, N 128, or, by chunks, N 32 in two groups;
-/// or, of whole walks, any number of slices in one group with heads of 32 and N 32, or heads of 64 and N 32 or 64.
-bool is_fused(const ScanShape& shape, Walks walks);
-std::size_t fused_workspace(const ScanShape& shape, std::int64_t rows, Walks walks);
-std::size_t fused_backward_workspace(const ScanShape& shape, std::int64_t rows, Walks walks);
-/// `in` has chunk starts, or labels.
-void fused_forward(const Launch& launch, bf16* out, const Sizes& s, const Inputs<bf16>& in, Walks walks);
+/// Whether the fused kernels serve this shape, for sequences of n rows: 4 taps, and 8 heads of 32 with N 32 in one or two
+/// groups or N 128; or, where walks are not shared out, any number of slices in one group with heads of 32 and N 32, or heads
+/// of 64 and N 32 or 64.
+bool is_fused(const ScanShape& shape, std::int64_t n);
+std::size_t fused_workspace(const ScanShape& shape, std::int64_t rows, bool shared_out);
+std::size_t fused_backward_workspace(const ScanShape& shape, std::int64_t rows, bool shared_out);
+void fused_forward(const Launch& launch, bf16* out, const Sizes& s, const Inputs<bf16>& in, bool shared_out);
 void fused_backward(const Launch& launch, bf16* dzxbcdt, const WeightGradients& gradients, const bf16* dout, const Sizes& s,
-                    const Inputs<bf16>& in, Walks walks);
+                    const Inputs<bf16>& in, bool shared_out);
 
-// chunk_scan_fused_long.cu: between the launches of walks that are not whole. `kept` [slots, Hs] is the decay of the whole tile
-// before, where its entry state passes through it, or 0.
+// chunk_scan_fused_long.cu: between the launches of walks that are shared out. `kept` [slots, Hs] is the decay of the whole
+// tile before, where one chunk fills it, or 0.
 /// Fills states [slots, E N] at the entries of all tiles, and kept.
-void long_states(const Launch& launch, const Sizes& s, const Inputs<bf16>& in, Walks walks, float* states, float* kept);
+void long_states(const Launch& launch, const Sizes& s, const Inputs<bf16>& in, float* states, float* kept);
 /// What each tile adds to the gradient of the state at its entry becomes that gradient.
 void pass_gradients(const Launch& launch, const Sizes& s, const Inputs<bf16>& in, float* gradients, float* kept);
 /// dxBC of the last rows before each tile: `rests` [slots, kEdge, channels], and what `edges` [slots, kEdge, channels] add.
 void join_edges(const Launch& launch, const Sizes& s, const Inputs<bf16>& in, const float* rests, const float* edges,
                 bf16* dzxbcdt);
+
+// label_scan_fused.cu, label_scan_fused_backward.cu: the same with labels.
+/// Whether there are fused kernels with labels for this shape: 4 taps, 8 heads of 32, one group, N 32 or 128.
+bool is_fused_by_label(const ScanShape& shape);
+std::size_t fused_label_workspace(const ScanShape& shape, std::int64_t rows);
+std::size_t fused_label_backward_workspace(const ScanShape& shape, std::int64_t rows);
+void fused_label_forward(const Launch& launch, bf16* out, const Sizes& s, const Inputs<bf16>& in);
+void fused_label_backward(const Launch& launch, bf16* dzxbcdt, const WeightGradients& gradients, const bf16* dout,
+                          const Sizes& s, const Inputs<bf16>& in);
+void label_states(const Launch& launch, const Sizes& s, const Inputs<bf16>& in, float* states, float* kept);
+void pass_label_gradients(const Launch& launch, const Sizes& s, float* gradients, const float* kept);
 
 /// What a fused kernel is compiled for: N, G, the units of a head, whether there may be several slices, and whether rows mix by
 /// labels.
@@ -89,7 +94,7 @@ struct Form {
   static std::size_t slots(std::int64_t rows) { return static_cast<std::size_t>(rows / kRows + 1); }
   static std::int64_t blocks(std::int64_t rows) {
     constexpr std::int64_t kOwn = kByLabel ? kRows : kRange;
-    return std::min((rows + kOwn - 1) / kOwn, kMostFusedBlocks);
+    return std::min((rows + kOwn - 1) / kOwn, kMostFusedBlocks / (kByLabel ? 2 : 1));
   }
 };
 
@@ -132,14 +137,10 @@ struct SliceSizes : Sizes {
 inline bool is_sliced(const Sizes& s) {
   return s.hidden != kWholeSlice || s.head != kUnit;
 }
-/// Calls body.operator()<Form>() for a shape that is_fused, with walks that are not whole.
+/// Calls body.operator()<Form>() for a shape that is_fused.
 template <class Body>
-void dispatch_long(const Sizes& s, Walks walks, const Body& body) {
-  if (walks == Walks::by_label && s.state == 128) {
-    body.template operator()<Form<128, 1, 1, true, true>>();
-  } else if (walks == Walks::by_label) {
-    body.template operator()<Form<32, 1, 1, false, true>>();
-  } else if (s.state == 128) {
+void dispatch_whole(const Sizes& s, const Body& body) {
+  if (s.state == 128) {
     body.template operator()<Form<128, 1, 1, false>>();
   } else if (s.groups == 1) {
     body.template operator()<Form<32, 1, 1, false>>();
@@ -148,9 +149,9 @@ void dispatch_long(const Sizes& s, Walks walks, const Body& body) {
   }
 }
 template <class Body>
-void dispatch_fused(const Sizes& s, Walks walks, const Body& body) {
+void dispatch_fused(const Sizes& s, const Body& body) {
   if (!is_sliced(s)) {
-    dispatch_long(s, walks, body);
+    dispatch_whole(s, body);
   } else if (s.head == kUnit) {
     body.template operator()<Form<32, 1, 1, true>>();
   } else if (s.state == 32) {
@@ -158,6 +159,26 @@ void dispatch_fused(const Sizes& s, Walks walks, const Body& body) {
   } else {
     body.template operator()<Form<64, 1, 2, true>>();
   }
+}
+/// The same for a shape that is_fused_by_label.
+template <class Body>
+void dispatch_by_label(const Sizes& s, const Body& body) {
+  if (s.state == 128) {
+    body.template operator()<Form<128, 1, 1, true, true>>();
+  } else {
+    body.template operator()<Form<32, 1, 1, false, true>>();
+  }
+}
+
+/// Of workspace that Memory(s, arguments..., take) takes.
+template <class Memory, class... Arguments>
+std::size_t bytes_of_memory(const Sizes& s, Arguments... arguments) {
+  std::size_t bytes = 0;
+  Memory(s, arguments..., [&](std::size_t count) -> float* {
+    bytes += ScratchAllocator::aligned_bytes<float>(count);
+    return nullptr;
+  });
+  return bytes;
 }
 
 #ifdef __CUDACC__

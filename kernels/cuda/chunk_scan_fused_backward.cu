@@ -76,24 +76,6 @@ chunk_scan_backward_kernel(Sizes given, Inputs<bf16> in, const bf16* dout, bf16*
   write_partials(s, shared, partial, taps_written);
 }
 
-template <class F>
-ATTAMBA_KERNEL(F::kThreads, F::kBlocks)
-label_scan_backward_kernel(Sizes given, Inputs<bf16> in, const bf16* dout, bf16* dzxbcdt, float* partials, Passing passing) {
-  const SliceSizes<F> s(given);
-  const BackwardShared<F> shared(s, SharedMemory(), passing.own_norm_sums(s));
-  float* partial = partials + static_cast<std::int64_t>(block_x()) * s.all.partial_size();
-  clear_sums(s, shared);
-  for (int index = block_x(); index * F::kRows < s.rows; index += grid_x()) {
-    Step step{};
-    step.tile = label_tile<F>(s, in, index, shared.inputs.starts);
-    sync_block();
-    step.leaving = leaving_label<F>(step.tile, shared.inputs.starts);
-    step.add_taps = index != block_x();
-    tile_gradient<F>(s, in, shared, passing, step, dout, dzxbcdt, partial);
-  }
-  write_partials(s, shared, partial, true);
-}
-
 /// For walks that are shared out: what each tile adds to the gradient of the state at its entry.
 template <class F>
 ATTAMBA_KERNEL(F::kThreads, F::kBlocks)
@@ -113,87 +95,33 @@ chunk_scan_gradients_kernel(Sizes given, Inputs<bf16> in, const bf16* dout, floa
   }
 }
 
-template <class F>
-ATTAMBA_KERNEL(F::kThreads, F::kBlocks)
-label_scan_gradients_kernel(Sizes given, Inputs<bf16> in, const bf16* dout, float* states, float* gradients) {
-  const SliceSizes<F> s(given);
-  const BackwardShared<F> shared(s, SharedMemory(), nullptr);
-  for (int index = block_x() + 1; index * F::kRows < s.rows; index += grid_x()) {
-    const Tile tile = label_tile<F>(s, in, index, shared.inputs.starts);
-    sync_block();
-    tile_entry_gradient(s, in, shared, tile, dout, in_slot(states, index, s.all.state_size()),
-                        in_slot(gradients, index, s.all.state_size()));
-  }
-}
-
-/// Pieces of workspace, from `take(elements)`.
-template <class F>
-struct BackwardMemory {
-  float *partials, *kept;
-  Passing passing;
-
-  template <class Take>
-  BackwardMemory(const Sizes& s, Walks walks, const Take& take) {
-    const auto blocks = static_cast<std::size_t>(F::blocks(s.rows)), slots = F::slots(s.rows);
-    const auto state = static_cast<std::size_t>(s.state_size()), edge = static_cast<std::size_t>(kEdge * s.channels);
-    const bool whole = walks == Walks::whole;
-    partials = take(blocks * static_cast<std::size_t>(s.partial_size()));
-    kept = whole ? nullptr : take(slots * static_cast<std::size_t>(s.heads));
-    passing.states = take(slots * state);
-    passing.gradients = take((slots + 1) * state);
-    passing.edges = take((slots + 1) * edge);
-    passing.rests = whole ? nullptr : take((slots + 1) * edge);
-    passing.norm_sums =
-        BackwardShared<F>::keeps_sums() ? nullptr : take(blocks * static_cast<std::size_t>(F::kStrips * s.hidden));
-    passing.products = take(blocks * static_cast<std::size_t>(Passing::parts(F::kSliced) * kHalves * F::kRows * F::kState));
-  }
-};
-
 }  // namespace
 
-std::size_t fused_backward_workspace(const ScanShape& shape, std::int64_t rows, Walks walks) {
-  Sizes s = make_sizes(shape, 0);
-  s.rows = static_cast<int>(rows);
+std::size_t fused_backward_workspace(const ScanShape& shape, std::int64_t rows, bool shared_out) {
+  const Sizes s = make_sizes(shape, 0, rows);
   std::size_t bytes = 0;
-  dispatch_fused(s, walks, [&]<class F>() {
-    BackwardMemory<F>(s, walks, [&](std::size_t count) -> float* {
-      bytes += ScratchAllocator::aligned_bytes<float>(count);
-      return nullptr;
-    });
-  });
+  dispatch_fused(s, [&]<class F>() { bytes = bytes_of_memory<BackwardMemory<F>>(s, shared_out); });
   return bytes;
 }
 
 void fused_backward(const Launch& launch, bf16* dzxbcdt, const WeightGradients& gradients, const bf16* dout, const Sizes& s,
-                    const Inputs<bf16>& in, Walks walks) {
-  dispatch_fused(s, walks, [&]<class F>() {
+                    const Inputs<bf16>& in, bool shared_out) {
+  dispatch_fused(s, [&]<class F>() {
     ScratchAllocator scratch(launch);
-    const BackwardMemory<F> memory(s, walks, [&](std::size_t count) { return scratch.take<float>(count); });
+    const BackwardMemory<F> memory(s, shared_out, [&](std::size_t count) { return scratch.take<float>(count); });
     const Passing& passing = memory.passing;
     const Grid grid{.x = F::blocks(s.rows), .threads = F::kThreads, .shared_bytes = BackwardShared<F>::bytes(SliceSizes<F>(s))};
-    if (walks != Walks::whole) {
-      long_states(launch, s, in, walks, passing.states, memory.kept);
-    }
-    if constexpr (F::kByLabel) {
-      launch_kernel("label_scan_backward: gradients", label_scan_gradients_kernel<F>, launch, grid, s, in, dout, passing.states,
-                    passing.gradients);
-    } else if constexpr (!F::kSliced) {
-      if (walks == Walks::shared_out) {
+    if constexpr (!F::kSliced) {
+      if (shared_out) {
+        long_states(launch, s, in, passing.states, memory.kept);
         launch_kernel("chunk_scan_backward: gradients", chunk_scan_gradients_kernel<F>, launch, grid, s, in, dout,
                       passing.states, passing.gradients);
+        pass_gradients(launch, s, in, passing.gradients, memory.kept);
       }
     }
-    if (walks != Walks::whole) {
-      pass_gradients(launch, s, in, passing.gradients, memory.kept);
-    }
-    if constexpr (F::kByLabel) {
-      launch_kernel("label_scan_backward", label_scan_backward_kernel<F>, launch, grid, s, in, dout, dzxbcdt, memory.partials,
-                    passing);
-    } else {
-      launch_kernel("chunk_scan_backward", chunk_scan_backward_kernel<F>, launch, grid, s, in, dout, dzxbcdt, memory.partials,
-                    passing);
-    }
-    if (walks != Walks::whole) {
+    launch_kernel("chunk_scan_backward", chunk_scan_backward_kernel<F>, launch, grid, s, in, dout, dzxbcdt, memory.partials,
+                  passing);
+    if (shared_out) {
       join_edges(launch, s, in, passing.rests, passing.edges, dzxbcdt);
     }
     add_partials(launch, gradients, s, memory.partials, F::blocks(s.rows));

@@ -371,4 +371,26 @@ ATTAMBA_DEVICE void write_partials(const SliceSizes<F>& s, const BackwardShared<
   }
 }
 
+/// Pieces of workspace, from `take(elements)`.
+template <class F>
+struct BackwardMemory {
+  float *partials, *kept;
+  Passing passing;
+
+  template <class Take>
+  BackwardMemory(const Sizes& s, bool shared_out, const Take& take) {
+    const auto blocks = static_cast<std::size_t>(F::blocks(s.rows)), slots = F::slots(s.rows);
+    const auto state = static_cast<std::size_t>(s.state_size()), edge = static_cast<std::size_t>(kEdge * s.channels);
+    partials = take(blocks * static_cast<std::size_t>(s.partial_size()));
+    kept = shared_out ? take(slots * static_cast<std::size_t>(s.heads)) : nullptr;
+    passing.states = take(slots * state);
+    passing.gradients = take((slots + 1) * state);
+    passing.edges = take((slots + 1) * edge);
+    passing.rests = shared_out ? take((slots + 1) * edge) : nullptr;
+    passing.norm_sums =
+        BackwardShared<F>::keeps_sums() ? nullptr : take(blocks * static_cast<std::size_t>(F::kStrips * s.hidden));
+    passing.products = take(blocks * static_cast<std::size_t>(Passing::parts(F::kSliced) * kHalves * F::kRows * F::kState));
+  }
+};
+
 }  // namespace attamba::kernels::cuda::scan

@@ -1,4 +1,5 @@
-// Walks of chunk_scan_fused.h that are not whole: what each tile adds to the state, the sum along them in both directions, and
+// Walks of chunk_scan_fused.h that are shared out: what each tile adds to the state, the sum along each chunk in both
+// directions, and
 // the convolution's gradient where it crosses from tile to tile.
 #include "kernels/cuda/chunk_scan_fused_mix.h"
 #include "kernels/cuda/chunk_scan_fused_walk.h"
@@ -40,57 +41,6 @@ chunk_scan_states_kernel(Sizes given, Inputs<bf16> in, float* states, float* kep
   }
 }
 
-template <class F>
-ATTAMBA_KERNEL(F::kThreads, F::kBlocks)
-label_scan_states_kernel(Sizes given, Inputs<bf16> in, float* states, float* kept) {
-  SliceSizes<F> s(given);
-  SharedMemory memory;
-  Shared<F> shared;
-  shared.take(s, memory);
-  for (int index = block_x(); (index + 1) * F::kRows < s.rows; index += grid_x()) {
-    const Tile tile = label_tile<F>(s, in, index, shared.starts);
-    sync_block();
-    add_tile_state(s, in, shared, tile, leaving_label<F>(tile, shared.starts), states, kept);
-    sync_block();
-  }
-}
-
-constexpr int kPassThreads = 256, kPassElements = 4, kPassBatch = 8;
-
-/// kPassElements elements of states, from `element` on: value_i += kept * value_{i - 1} over `tiles` slots from `slot` on, or,
-/// backwards, kept * value_{i + 1}, several tiles' values being read at once. `kept` of a slot belongs to the step into it from
-/// the tile before; into the first one nothing is taken over.
-ATTAMBA_DEVICE void pass_along(const Sizes& s, float* values, const float* kept, int slot, int tiles, int element,
-                               bool backwards) {
-  const int head = element / (s.state_size() / s.heads);
-  float carry[kPassElements] = {};
-  for (int first = 0; first < tiles; first += kPassBatch) {
-    Pack<float> pack[kPassBatch];
-    float decay[kPassBatch];
-#pragma unroll
-    for (int i = 0; i < kPassBatch; ++i) {
-      if (first + i < tiles) {
-        const int at = slot + (backwards ? tiles - 1 - first - i : first + i);
-        pack[i] = Pack<float>::read(values + static_cast<std::int64_t>(at) * s.state_size() + element);
-        const bool chained = first + i > 0;  // the first one takes over nothing
-        decay[i] = chained ? load(kept + (backwards ? at + 1 : at) * s.heads + head) : 0.0f;
-      }
-    }
-#pragma unroll
-    for (int i = 0; i < kPassBatch; ++i) {
-      if (first + i < tiles) {
-        const int at = slot + (backwards ? tiles - 1 - first - i : first + i);
-#pragma unroll
-        for (int e = 0; e < kPassElements; ++e) {
-          carry[e] = pack[i].value[e] + decay[i] * carry[e];
-          pack[i].value[e] = carry[e];
-        }
-        pack[i].write(values + static_cast<std::int64_t>(at) * s.state_size() + element);
-      }
-    }
-  }
-}
-
 /// A block owns kPassThreads * kPassElements elements of the states of one range's walk.
 ATTAMBA_KERNEL(kPassThreads, 2)
 chunk_scan_pass_kernel(Sizes s, Inputs<bf16> in, float* values, const float* kept, int pieces, bool backwards) {
@@ -111,26 +61,11 @@ chunk_scan_pass_kernel(Sizes s, Inputs<bf16> in, float* values, const float* kep
   pass_along(s, values, kept, begin / kTileRows + 1, tiles, element, backwards);
 }
 
-/// A block owns kPassThreads * kPassElements elements of the states of all tiles.
-ATTAMBA_KERNEL(kPassThreads, 2)
-label_scan_pass_kernel(Sizes s, float* values, const float* kept, bool backwards) {
-  const int element = (block_x() * kPassThreads + thread_index()) * kPassElements;
-  if (element < s.state_size()) {
-    pass_along(s, values, kept, 1, (s.rows - 1) / int{kLabelBlock}, element, backwards);
-  }
-}
-
 void pass(const Launch& launch, const Sizes& s, const Inputs<bf16>& in, float* values, float* kept, bool backwards) {
-  constexpr int kPiece = kPassThreads * kPassElements;
-  const int pieces = (s.state_size() + kPiece - 1) / kPiece, ranges = (s.rows + kRange - 1) / kRange;
-  if (in.labels != nullptr) {
-    launch_kernel(backwards ? "label_scan_backward: pass" : "label_scan: pass", label_scan_pass_kernel, launch,
-                  {.x = pieces, .threads = kPassThreads}, s, values, kept, backwards);
-  } else {
-    launch_kernel(backwards ? "chunk_scan_backward: pass" : "chunk_scan: pass", chunk_scan_pass_kernel, launch,
-                  {.x = static_cast<std::int64_t>(ranges) * pieces, .threads = kPassThreads}, s, in, values, kept, pieces,
-                  backwards);
-  }
+  const int pieces = pass_pieces(s), ranges = (s.rows + kRange - 1) / kRange;
+  launch_kernel(backwards ? "chunk_scan_backward: pass" : "chunk_scan: pass", chunk_scan_pass_kernel, launch,
+                {.x = static_cast<std::int64_t>(ranges) * pieces, .threads = kPassThreads}, s, in, values, kept, pieces,
+                backwards);
 }
 
 /// A block owns the rows before one range's shared tile.
@@ -153,34 +88,12 @@ chunk_scan_edges_kernel(Sizes s, Inputs<bf16> in, const float* rests, const floa
   }
 }
 
-/// A block owns the rows before one tile of labels, which is not the first one.
-ATTAMBA_KERNEL(kPassThreads, 4)
-label_scan_edges_kernel(Sizes s, Inputs<bf16> in, const float* rests, const float* edges, bf16* dzxbcdt) {
-  const int tile = block_x() + 1, begin = tile * int{kLabelBlock};
-  const std::int64_t slot = static_cast<std::int64_t>(tile) * kEdge * s.channels;
-  for (int i = thread_index(); i < kEdge * s.channels; i += kPassThreads) {
-    const int row = i / s.channels, channel = i % s.channels, t = begin - kEdge + row;
-    float sum = load(rests + slot + i);
-    for (int j = kEdge - row; j <= kEdge && t + j < s.rows; ++j) {  // row t + j lies j + row - kEdge rows into the tile
-      if (same_label(in, t + j, t)) {
-        sum += load(in.conv + channel * kFusedTaps + kFusedTaps - 1 - j) *
-               load(edges + slot + (j + row - kEdge) * s.channels + channel);
-      }
-    }
-    store(dzxbcdt + static_cast<std::int64_t>(t) * s.projection + s.hidden + channel, to_bf16(sum));
-  }
-}
-
 }  // namespace
 
-void long_states(const Launch& launch, const Sizes& s, const Inputs<bf16>& in, Walks walks, float* states, float* kept) {
-  dispatch_long(s, walks, [&]<class F>() {
+void long_states(const Launch& launch, const Sizes& s, const Inputs<bf16>& in, float* states, float* kept) {
+  dispatch_whole(s, [&]<class F>() {
     const Grid grid{.x = F::blocks(s.rows), .threads = F::kThreads, .shared_bytes = Shared<F>::bytes(SliceSizes<F>(s))};
-    if constexpr (F::kByLabel) {
-      launch_kernel("label_scan: states", label_scan_states_kernel<F>, launch, grid, s, in, states, kept);
-    } else {
-      launch_kernel("chunk_scan: states", chunk_scan_states_kernel<F>, launch, grid, s, in, states, kept);
-    }
+    launch_kernel("chunk_scan: states", chunk_scan_states_kernel<F>, launch, grid, s, in, states, kept);
   });
   pass(launch, s, in, states, kept, false);
 }
@@ -191,11 +104,6 @@ void pass_gradients(const Launch& launch, const Sizes& s, const Inputs<bf16>& in
 
 void join_edges(const Launch& launch, const Sizes& s, const Inputs<bf16>& in, const float* rests, const float* edges,
                 bf16* dzxbcdt) {
-  if (in.labels != nullptr) {
-    launch_kernel("label_scan_backward: edges", label_scan_edges_kernel, launch,
-                  {.x = (s.rows - 1) / kLabelBlock, .threads = kPassThreads}, s, in, rests, edges, dzxbcdt);
-    return;
-  }
   launch_kernel("chunk_scan_backward: edges", chunk_scan_edges_kernel, launch,
                 {.x = (s.rows + kRange - 1) / kRange, .threads = kPassThreads}, s, in, rests, edges, dzxbcdt);
 }

@@ -60,15 +60,14 @@ struct Shared {
 /// The slice's, where they are kept in shared memory.
 template <class F>
 ATTAMBA_DEVICE void load_weights(const SliceSizes<F>& s, const Inputs<bf16>& in, const Shared<F>& shared) {
-  if constexpr (!Shared<F>::kKeepsWeights) {
-    return;
-  }
-  for (int i = own_thread(); i < s.channels * kFusedTaps; i += F::kThreads) {
-    const int channel = i / kFusedTaps, tap = i % kFusedTaps;
-    device::store(shared.conv + tap * s.channels + channel, device::load(in.conv + s.channel_of(channel) * kFusedTaps + tap));
-  }
-  for (int i = own_thread(); i < s.hidden; i += F::kThreads) {
-    device::store(shared.norm + i, device::load(in.norm + s.column() + i));
+  if constexpr (Shared<F>::kKeepsWeights) {
+    for (int i = own_thread(); i < s.channels * kFusedTaps; i += F::kThreads) {
+      const int channel = i / kFusedTaps, tap = i % kFusedTaps;
+      device::store(shared.conv + tap * s.channels + channel, device::load(in.conv + s.channel_of(channel) * kFusedTaps + tap));
+    }
+    for (int i = own_thread(); i < s.hidden; i += F::kThreads) {
+      device::store(shared.norm + i, device::load(in.norm + s.column() + i));
+    }
   }
 }
 

@@ -1,4 +1,5 @@
-// Where the tiles of the fused scans lie: those of chunks, which a block walks, and those of labels.
+// Where the tiles of the fused scans lie, those of chunks, which a block walks, and those of labels; and sums of states along
+// tiles.
 #pragma once
 
 #include "kernels/cuda/chunk_scan_fused.h"
@@ -83,6 +84,48 @@ ATTAMBA_DEVICE Tile label_tile(const Sizes& s, const Inputs<bf16>& in, int index
 template <class F>
 ATTAMBA_DEVICE int leaving_label(const Tile& tile, const int* starts) {
   return tile.last ? F::kRows : device::load(starts + F::kRows - 1);
+}
+
+// ------------------------------------------------------------------------------------------------ sums along tiles
+constexpr int kPassThreads = 256, kPassElements = 4, kPassBatch = 8;
+/// Blocks for the elements of a state.
+inline int pass_pieces(const Sizes& s) {
+  constexpr int kPiece = kPassThreads * kPassElements;
+  return (s.state_size() + kPiece - 1) / kPiece;
+}
+
+/// kPassElements elements of states, from `element` on: value_i += kept * value_{i - 1} over `tiles` slots from `slot` on, or,
+/// backwards, kept * value_{i + 1}, several tiles' values being read at once. `kept` of a slot belongs to the step into it from
+/// the tile before; into the first one nothing is taken over.
+ATTAMBA_DEVICE void pass_along(const Sizes& s, float* values, const float* kept, int slot, int tiles, int element,
+                               bool backwards) {
+  const int head = element / (s.state_size() / s.heads);
+  float carry[kPassElements] = {};
+  for (int first = 0; first < tiles; first += kPassBatch) {
+    device::Pack<float> pack[kPassBatch];
+    float decay[kPassBatch];
+#pragma unroll
+    for (int i = 0; i < kPassBatch; ++i) {
+      if (first + i < tiles) {
+        const int at = slot + (backwards ? tiles - 1 - first - i : first + i);
+        pack[i] = device::Pack<float>::read(values + static_cast<std::int64_t>(at) * s.state_size() + element);
+        const bool chained = first + i > 0;  // the first one takes over nothing
+        decay[i] = chained ? device::load(kept + (backwards ? at + 1 : at) * s.heads + head) : 0.0f;
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < kPassBatch; ++i) {
+      if (first + i < tiles) {
+        const int at = slot + (backwards ? tiles - 1 - first - i : first + i);
+#pragma unroll
+        for (int e = 0; e < kPassElements; ++e) {
+          carry[e] = pack[i].value[e] + decay[i] * carry[e];
+          pack[i].value[e] = carry[e];
+        }
+        pack[i].write(values + static_cast<std::int64_t>(at) * s.state_size() + element);
+      }
+    }
+  }
 }
 
 }  // namespace attamba::kernels::cuda::scan

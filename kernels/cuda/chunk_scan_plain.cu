@@ -176,7 +176,7 @@ ATTAMBA_KERNEL(kReduceWarps* kWarp, 2) sum_partials(Sizes s, const float* partia
 
 }  // namespace
 
-Sizes make_sizes(const ScanShape& shape, double eps) {
+Sizes make_sizes(const ScanShape& shape, double eps, std::int64_t rows) {
   Sizes s{};
   s.hidden = static_cast<int>(shape.hidden);
   s.state = static_cast<int>(shape.state);
@@ -187,6 +187,7 @@ Sizes make_sizes(const ScanShape& shape, double eps) {
   s.channels = s.hidden + 2 * s.groups * s.state;
   s.projection = static_cast<int>(shape.projection());
   s.eps = static_cast<float>(eps);
+  s.rows = static_cast<int>(rows);
   return s;
 }
 
@@ -197,8 +198,7 @@ std::int64_t window_rows(const ScanShape& shape, std::int64_t rows, std::int64_t
 }
 
 std::size_t plain_workspace(const ScanShape& shape, std::int64_t rows, std::int64_t sequence_length, bool backward) {
-  Sizes s = make_sizes(shape, 0);
-  s.rows = static_cast<int>(window_rows(shape, rows, sequence_length));
+  const Sizes s = make_sizes(shape, 0, window_rows(shape, rows, sequence_length));
   std::size_t bytes = 0;
   make_memory(s, backward, [&](std::size_t count) {
     bytes += ScratchAllocator::aligned_bytes<float>(count);

@@ -31,7 +31,7 @@ struct Sizes {
   ATTAMBA_HOST_DEVICE int c_column(int group) const { return hidden + (groups + group) * state; }
 };
 
-Sizes make_sizes(const ScanShape& shape, double eps);
+Sizes make_sizes(const ScanShape& shape, double eps, std::int64_t rows = 0);
 
 /// What the kernels read; rows of the window.
 template <class T>

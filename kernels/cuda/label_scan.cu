@@ -40,14 +40,14 @@ void with_batch(const Launch& launch, const Tensor& zxbcdt, const ScanWeights& w
 
 template <class T>
 bool takes_fused(const ScanShape& shape) {
-  return std::is_same_v<T, device::bf16> && is_fused(shape, Walks::by_label);
+  return std::is_same_v<T, device::bf16> && is_fused_by_label(shape);
 }
 
 std::size_t workspace(const char* operation, const TensorType& zxbcdt, const ScanShape& shape, bool backward) {
   return dispatch_compute(zxbcdt.dtype, operation, [&]<class T>() {
     const std::int64_t rows = zxbcdt.shape.rows();
     if (takes_fused<T>(shape)) {
-      return backward ? fused_backward_workspace(shape, rows, Walks::by_label) : fused_workspace(shape, rows, Walks::by_label);
+      return backward ? fused_label_backward_workspace(shape, rows) : fused_label_workspace(shape, rows);
     }
     return ScratchAllocator::aligned_bytes<std::int32_t>(static_cast<std::size_t>(rows)) +
            plain_workspace(shape, rows, rows, backward);
@@ -65,8 +65,8 @@ void label_scan(const Launch& launch, const Tensor& out, const Tensor& zxbcdt, c
     check_scan_rows(kName, "out", out, zxbcdt, shape.hidden);
     if constexpr (std::is_same_v<T, device::bf16>) {
       if (takes_fused<T>(shape)) {
-        return fused_forward(launch, elements_of<T>(out), whole_batch(zxbcdt, shape, eps),
-                             make_inputs<T>(zxbcdt, weights, nullptr, labels.as<std::int32_t>(), shape), Walks::by_label);
+        return fused_label_forward(launch, elements_of<T>(out), whole_batch(zxbcdt, shape, eps),
+                                   make_inputs<T>(zxbcdt, weights, nullptr, labels.as<std::int32_t>(), shape));
       }
     }
     with_batch<T>(launch, zxbcdt, weights, labels, shape, eps, false,
@@ -89,8 +89,8 @@ void label_scan_backward(const Launch& launch, const Tensor& dzxbcdt, const Scan
     const WeightGradients to = make_gradients(gradients, shape);
     if constexpr (std::is_same_v<T, device::bf16>) {
       if (takes_fused<T>(shape)) {
-        return fused_backward(launch, elements_of<T>(dzxbcdt), to, elements_of<T>(dout), whole_batch(zxbcdt, shape, eps),
-                              make_inputs<T>(zxbcdt, weights, nullptr, labels.as<std::int32_t>(), shape), Walks::by_label);
+        return fused_label_backward(launch, elements_of<T>(dzxbcdt), to, elements_of<T>(dout), whole_batch(zxbcdt, shape, eps),
+                                    make_inputs<T>(zxbcdt, weights, nullptr, labels.as<std::int32_t>(), shape));
       }
     }
     with_batch<T>(launch, zxbcdt, weights, labels, shape, eps, true,

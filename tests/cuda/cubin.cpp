@@ -15,7 +15,7 @@ namespace attamba {
 
 namespace {
 
-constexpr unsigned kCudaMachine = 190, kKernelSymbol = 0x10;
+constexpr unsigned kKernelSymbol = 0x10;
 /// Attributes of kernels, as cuobjdump -elf names them (EIATTR_...).
 enum Attribute : std::uint8_t { max_threads = 0x05, frame_size = 0x11, maxreg_count = 0x1b, regcount = 0x2f };
 /// How an attribute's value is stored: two bytes of its head, or as many bytes after it as these two say.
@@ -130,6 +130,35 @@ void add_kernels(const Elf& cubin, std::vector<CompiledKernel>& kernels) {
   }
 }
 
+/// Calls body(bytes) for each file of machine code in a section of them. Such a section is a row of containers, each with a
+/// head (magic number, version, size of the head, size of what follows) and entries that have one, too: kind, size of the head,
+/// size of the file, and that of its contents where these are compressed.
+template <class Body>
+void for_each_cubin(std::span<const std::byte> section, const Body& body) {
+  constexpr std::uint32_t kMagic = 0xba55ed50;
+  constexpr std::uint16_t kMachineCode = 2;
+  constexpr std::size_t kAlignment = 8;
+  for (std::size_t at = 0; at + 16 <= section.size();) {
+    if (read<std::uint32_t>(section, at) != kMagic) {
+      at += kAlignment;  // between containers
+      continue;
+    }
+    const std::size_t begin = at + read<std::uint16_t>(section, at + 6), end = begin + read<std::uint64_t>(section, at + 8);
+    for (std::size_t entry = begin; entry < end;) {
+      const std::size_t contents = entry + read<std::uint32_t>(section, entry + 4);
+      const std::size_t size = read<std::uint64_t>(section, entry + 8);
+      if (read<std::uint16_t>(section, entry) == kMachineCode) {
+        require(read<std::uint32_t>(section, entry + 16) == 0,
+                "machine code is compressed, so kernels cannot be checked; nvcc keeps it as it is with --no-compress");
+        require(contents + size <= section.size(), "a container of machine code ends early");
+        body(section.subspan(contents, size));
+      }
+      entry = contents + size;
+    }
+    at = end;
+  }
+}
+
 }  // namespace
 
 std::vector<CompiledKernel> compiled_kernels(const std::filesystem::path& program) {
@@ -142,15 +171,9 @@ std::vector<CompiledKernel> compiled_kernels(const std::filesystem::path& progra
     if (host.name(section) != ".nv_fatbin") {
       continue;
     }
-    const std::span<const std::byte> fatbin = host.contents(section);
-    const std::string_view text(reinterpret_cast<const char*>(fatbin.data()), fatbin.size());
-    for (std::size_t at = text.find(ELFMAG); at != std::string_view::npos; at = text.find(ELFMAG, at + 1)) {
-      if (at + sizeof(Elf64_Ehdr) <= text.size() && read<Elf64_Ehdr>(fatbin, at).e_machine == kCudaMachine) {
-        add_kernels(Elf(fatbin.subspan(at)), kernels);
-      }
-    }
+    for_each_cubin(host.contents(section), [&](std::span<const std::byte> cubin) { add_kernels(Elf(cubin), kernels); });
   }
-  require(!kernels.empty(), program.string(), ": no kernels found; was it built without CUDA, or its machine code compressed?");
+  require(!kernels.empty(), program.string(), ": no kernels found; was it built without CUDA?");
   return kernels;
 }
 

@@ -52,23 +52,6 @@ TEST(ChunkScanCounts, WideScansAskForTheirInputsOnceOrTwice) {
   }
 }
 
-/// Matrix instructions, of 16 x 8 x 16 products each, that the scan needs. `pairs`: blocks of 16 x 16 rows with pairs that
-/// share a chunk. `crossings`: strips of 16 rows of tiles that a chunk leaves for the next tile, or enters from it, which are
-/// as many.
-struct LeastProducts {
-  double forward, backward;
-
-  /// Of each pair C B^T for every group and M X for all heads; backwards these again, dY X^T, M^T dY, and of the scores'
-  /// gradient dB and dC. Of each crossing the state that the strip adds and what it takes from one, C S; backwards these again,
-  /// and the products that make dX, dB, dC and the state's gradient: all of them E by N per row.
-  LeastProducts(const ScanShape& s, double pairs, double crossings) {
-    const double scores = static_cast<double>(s.groups * s.state) / 8, rows = static_cast<double>(s.hidden) / 8;
-    const double state = static_cast<double>(s.hidden * s.state) / 128;
-    forward = pairs * (scores + rows) + 2 * crossings * state;
-    backward = pairs * (3 * scores + 3 * rows) + 6 * crossings * state;
-  }
-};
-
 /// A tile of 48 rows has six blocks of pairs where one chunk fills it. Halves of the heads make their group's scores each for
 /// themselves, backwards twice, and their halves of dB and dC: with one group, and more so with large states, that is what
 /// comes on top. Wide scans do so for each slice, and make Y twice on their way back. Where walks are shared out, Y is made

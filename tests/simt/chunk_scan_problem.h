@@ -294,6 +294,8 @@ constexpr ScanShape kPaperLarge{.hidden = 256, .state = 128, .heads = 8, .groups
 constexpr ScanShape kPaperGroups{.hidden = 256, .state = 32, .heads = 8, .groups = 2, .conv = 4};
 constexpr ScanShape kWide{.hidden = 768, .state = 32, .heads = 24, .groups = 1, .conv = 4};
 constexpr ScanShape kWideState{.hidden = 512, .state = 64, .heads = 8, .groups = 1, .conv = 4};
+constexpr ScanShape kWideLarge{.hidden = 512, .state = 128, .heads = 8, .groups = 1, .conv = 4};
+constexpr ScanShape kOwnGroups{.hidden = 512, .state = 128, .heads = 8, .groups = 8, .conv = 4};
 constexpr ScanShape kWideHeads{.hidden = 1024, .state = 32, .heads = 16, .groups = 1, .conv = 4};
 
 }  // namespace attamba::simt::chunk_scan

@@ -47,8 +47,7 @@ constexpr std::int64_t kLongestWalk = 192;  ///< rows of chunks that a block wal
 TEST_P(ChunkScanFused, AgreesWithTheCpu) {
   Problem p = problem_of(GetParam());
   const Result expected = run<double>(scans_of_cpu(), Device::cpu, p, true);
-  const bool wide = p.shape.hidden > 256;
-  if (p.n > kLongestWalk && !wide) {  // walks are shared out, unless chunks are said to be short
+  if (p.n > kLongestWalk) {  // walks are shared out, unless chunks are said to be short
     reset_counters();
     expect_close(p, run_cuda<bfloat16>(p), expected, {3 * 0x1p-9, 5 * 0x1p-9, 5 * 0x1p-9});
     EXPECT_EQ(counters("chunk_scan: pass").launches, 2);  // the backward pass makes states again
@@ -80,6 +79,10 @@ INSTANTIATE_TEST_SUITE_P(
                     Case{"wideLastPieceOfOneRow", kWide, 1, 97, {97}, 0, true},
                     Case{"wideStateMixed", kWideState, 2, 130, {1, 70, 3, 2, 33}, 9, true},
                     Case{"wideHeadsMixed", kWideHeads, 1, 260, {1, 145, 30, 1, 97, 48}, 0, true, -5},
+                    Case{"wideLargeMixed", kWideLarge, 1, 130, {1, 70, 3, 2, 33}, 9, true},
+                    Case{"wideLargeWhole", kWideLarge, 1, 200, {200}, 0, true, -5},
+                    Case{"ownGroupsMixed", kOwnGroups, 1, 130, {1, 70, 3, 2, 33}, 9, true},
+                    Case{"ownGroupsWhole", kOwnGroups, 2, 200, {200}, 0, true, -5},
                     Case{"wholeSharedOut", kPaperGroups, 2, 250, {250}, 0, true, -5},
                     Case{"largeSharedOut", kPaperLarge, 1, 200, {3, 197}, 0, false, -5},
                     Case{"mixedSharedOut", kPaper, 2, 400, {1, 2, 145, 30, 1, 97, 48, 33, 40}, 17, true, -5},
@@ -96,15 +99,18 @@ TEST(ChunkScanCuda, ResultsDoNotDependOnTheOrderOfWarpsAndBlocks) {
   expect_same_for_seeds<bfloat16>(problem_of({"", kPaper, 1, 180, {110, 5, 9}, 0, true}));
   expect_same_for_seeds<bfloat16>(problem_of({"", kPaper, 1, 240, {230, 10}, 0, true}));
   expect_same_for_seeds<bfloat16>(problem_of({"", kWideHeads, 1, 180, {110, 5, 9}, 0, true}));
+  expect_same_for_seeds<bfloat16>(problem_of({"", kOwnGroups, 1, 240, {230, 10}, 0, true}));
 }
 
-/// Walks of wide SSMs are not shared out: the plain kernels do what a single block would be long at.
-TEST(ChunkScanCuda, LongChunksOfWideScansTakeThePlainKernels) {
-  const Problem p = problem_of({"", kWide, 1, kLongestWalk + 1, {kLongestWalk + 1}, 0, true});
+/// Four heads of 64 with N 128: rows of 1,544 bytes, of which 16 cannot be copied at a time.
+TEST(ChunkScanCuda, RowsThatAreNotAlignedTakeThePlainKernels) {
+  const ScanShape shape{.hidden = 256, .state = 128, .heads = 4, .groups = 1, .conv = 4};
+  const Problem p = problem_of({"", shape, 1, 70, {8}, 0, true});
+  const Result expected = run<double>(scans_of_cpu(), Device::cpu, p, true);
   reset_counters();
-  run_cuda<bfloat16>(p, 0, false);
+  expect_close(p, run_cuda<bfloat16>(p), expected, {0x1p-8, 0x1p-8, 1e-5});
   EXPECT_EQ(counters("chunk_scan").launches, 0);
-  EXPECT_EQ(counters("chunk_scan mix").launches, 1);
+  EXPECT_EQ(counters("chunk_scan mix").launches, 2);
 }
 
 TEST(ChunkScanCuda, RangesAreSharedOutToAtMost512Blocks) {

@@ -68,6 +68,10 @@ ModelConfig tiny(const std::string& kind) {
     c.ssm = {.hidden = 256, .state = kind == "fused_large_state" ? 128 : 32, .heads = 8};
   }
   c.chunking = {.strategy = kind == "fused_long" ? "none" : "random", .size = 4, .leading_tokens = 2};
+  if (kind == "fused_released") {
+    c.semantics = "released";
+    c.chunking.strategy = "cyclic";
+  }
   c.hidden = 48;
   return c;
 }
@@ -245,8 +249,8 @@ TEST_P(FixedPointOnTheEmulator, GradientsGiveTheLossesOfOrdinaryOnes) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Kinds, TrainingOnTheEmulator,
-                         testing::Values("attamba", "fused", "fused_large_state", "fused_long", "transformer", "mamba",
-                                         "mingru", "hawk"),
+                         testing::Values("attamba", "fused", "fused_large_state", "fused_long", "fused_released", "transformer",
+                                         "mamba", "mingru", "hawk"),
                          [](const auto& test) { return test.param; });
 
 INSTANTIATE_TEST_SUITE_P(Kinds, FixedPointOnTheEmulator, testing::Values("attamba", "transformer", "mamba", "mingru", "hawk"),

@@ -40,7 +40,7 @@ void chunk_scan(const Launch& launch, const Tensor& out, const Tensor& zxbcdt, c
     check_scan_weights(kName, "weight", weights, shape, DType::float32);
     check_scan_rows(kName, "out", out, zxbcdt, shape.hidden);
     if constexpr (std::is_same_v<T, device::bf16>) {
-      if (is_fused(shape, sequence_length)) {
+      if (is_fused(shape)) {
         return fused_forward(launch, elements_of<T>(out), whole_batch(zxbcdt, shape, eps),
                              make_inputs<T>(zxbcdt, weights, starts.as<std::int32_t>(), nullptr, shape),
                              shares_walks(shape, sequence_length));
@@ -65,7 +65,7 @@ void chunk_scan_backward(const Launch& launch, const Tensor& dzxbcdt, const Scan
     check_scan_rows(kName, "dout", dout, zxbcdt, shape.hidden);
     const WeightGradients to = make_gradients(gradients, shape);
     if constexpr (std::is_same_v<T, device::bf16>) {
-      if (is_fused(shape, sequence_length)) {
+      if (is_fused(shape)) {
         return fused_backward(launch, elements_of<T>(dzxbcdt), to, elements_of<T>(dout), whole_batch(zxbcdt, shape, eps),
                               make_inputs<T>(zxbcdt, weights, starts.as<std::int32_t>(), nullptr, shape),
                               shares_walks(shape, sequence_length));
@@ -83,7 +83,7 @@ void chunk_scan_backward(const Launch& launch, const Tensor& dzxbcdt, const Scan
 std::size_t chunk_scan_workspace(const TensorType& zxbcdt, const ScanShape& shape, std::int64_t sequence_length) {
   return dispatch_compute(zxbcdt.dtype, "chunk_scan", [&]<class T>() {
     const std::int64_t rows = zxbcdt.shape.rows();
-    return std::is_same_v<T, device::bf16> && is_fused(shape, sequence_length)
+    return std::is_same_v<T, device::bf16> && is_fused(shape)
                ? fused_workspace(shape, rows, shares_walks(shape, sequence_length))
                : plain_workspace(shape, rows, sequence_length, false);
   });
@@ -92,7 +92,7 @@ std::size_t chunk_scan_workspace(const TensorType& zxbcdt, const ScanShape& shap
 std::size_t chunk_scan_backward_workspace(const TensorType& zxbcdt, const ScanShape& shape, std::int64_t sequence_length) {
   return dispatch_compute(zxbcdt.dtype, "chunk_scan_backward", [&]<class T>() {
     const std::int64_t rows = zxbcdt.shape.rows();
-    return std::is_same_v<T, device::bf16> && is_fused(shape, sequence_length)
+    return std::is_same_v<T, device::bf16> && is_fused(shape)
                ? fused_backward_workspace(shape, rows, shares_walks(shape, sequence_length))
                : plain_workspace(shape, rows, sequence_length, true);
   });

@@ -12,33 +12,32 @@ using namespace device;
 template <class F>
 ATTAMBA_KERNEL(F::kThreads, F::kBlocks)
 chunk_scan_kernel(Sizes given, Inputs<bf16> in, bf16* out, float* states, bool shared_out) {
-  const bool shares = !F::kSliced && shared_out;
   SliceSizes<F> s(given);
   const ForwardShared<F> shared(s, SharedMemory());
   if constexpr (!F::kSliced) {
     load_weights(s, in, shared.inputs);
   }
   for (int range = block_x(); range * kRange < s.rows; range += grid_x()) {
-    int begin = first_chunk(s, in, range), limit = (range + 1) * kRange, other = shares ? shared_tile(s, in, range) : -1;
+    int begin = first_chunk(s, in, range), limit = (range + 1) * kRange, other = shared_out ? shared_tile(s, in, range) : -1;
     if (begin < 0) {
       begin = limit = other;
       other = -1;
     }
     while (begin >= 0) {
-      const Tile tile = cut_tile(s, in, begin, F::kSliced ? (range + 1) * kRange : limit, shared.inputs.starts);
+      const Tile tile = cut_tile(s, in, begin, limit, shared.inputs.starts);
       if (tile.rows == 0) {
         break;
       }
-      write_tile(s, in, shared, tile, in_slot(states, shares ? F::slot_of(begin) : block_x(), s.all.state_size()), out,
+      write_tile(s, in, shared, tile, in_slot(states, shared_out ? F::slot_of(begin) : block_x(), s.all.state_size()), out,
                  [&](float* state) {
-                   if (!shares && !tile.last) {
+                   if (!shared_out && !tile.last) {
                      const int leaving = leaving_chunk(s, in, tile);
                      if (leaving < F::kRows) {
                        pass_state(s, shared.inputs, leaving, state, state);
                      }
                    }
                  });
-      if (shares) {
+      if (shared_out) {
         begin = limit = other;
         other = -1;
       } else {
@@ -63,17 +62,9 @@ struct ForwardMemory {
 
 }  // namespace
 
-bool is_fused(const ScanShape& shape, std::int64_t n) {
-  if (shape.conv != kFusedTaps || shape.hidden % kWholeSlice != 0) {
-    return false;
-  }
-  if (!is_sliced(make_sizes(shape, 0))) {
-    return (shape.state == 32 && shape.groups <= kHalves) || (shape.state == 128 && shape.groups == 1);
-  }
-  const bool narrow_heads = shape.heads * kUnit == shape.hidden, wide_heads = shape.heads * 2 * kUnit == shape.hidden;
-  const bool form = (shape.state == 32 && (narrow_heads || wide_heads)) || (shape.state == 64 && wide_heads);
+bool is_fused(const ScanShape& shape) {
   const bool rows_aligned = shape.projection() * static_cast<std::int64_t>(sizeof(bf16)) % 16 == 0;
-  return form && rows_aligned && shape.groups == 1 && !shares_walks(shape, n);
+  return shape.conv == kFusedTaps && rows_aligned && dispatch_fused(make_sizes(shape, 0), AnyForm{});
 }
 
 std::size_t fused_workspace(const ScanShape& shape, std::int64_t rows, bool shared_out) {

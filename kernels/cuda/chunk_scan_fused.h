@@ -42,15 +42,19 @@ constexpr int kEdge = kFusedTaps - 1;  ///< rows that the convolution reaches ba
 inline bool shares_walks(const ScanShape& shape, std::int64_t n) {
   return (shape.longest_chunk > 0 ? std::min(shape.longest_chunk, n) : n) > kLongestWalk;
 }
-/// Whether the fused kernels serve this shape, for sequences of n rows: 4 taps, and 8 heads of 32 with N 32 in one or two
-/// groups or N 128; or, where walks are not shared out, any number of slices in one group with heads of 32 and N 32, or heads
-/// of 64 and N 32 or 64.
-bool is_fused(const ScanShape& shape, std::int64_t n);
+/// Whether there are fused kernels for this shape: 4 taps, and 8 heads of 32 with N 32 in one or two groups or N 128; one group
+/// and any number of 256 columns with heads of 32 and N 32, or heads of 64 and N 32, 64 or 128; or an even number of heads
+/// of 64 with N 128 that have a group each.
+bool is_fused(const ScanShape& shape);
 std::size_t fused_workspace(const ScanShape& shape, std::int64_t rows, bool shared_out);
 std::size_t fused_backward_workspace(const ScanShape& shape, std::int64_t rows, bool shared_out);
 void fused_forward(const Launch& launch, bf16* out, const Sizes& s, const Inputs<bf16>& in, bool shared_out);
 void fused_backward(const Launch& launch, bf16* dzxbcdt, const WeightGradients& gradients, const bf16* dout, const Sizes& s,
                     const Inputs<bf16>& in, bool shared_out);
+
+/// fused_backward of shapes that have slices (chunk_scan_fused_backward_sliced.cu).
+void sliced_backward(const Launch& launch, bf16* dzxbcdt, const WeightGradients& gradients, const bf16* dout, const Sizes& s,
+                     const Inputs<bf16>& in, bool shared_out);
 
 // chunk_scan_fused_long.cu: between the launches of walks that are shared out. `kept` [slots, Hs] is the decay of the whole
 // tile before, where one chunk fills it, or 0.
@@ -73,17 +77,21 @@ void fused_label_backward(const Launch& launch, bf16* dzxbcdt, const WeightGradi
 void label_states(const Launch& launch, const Sizes& s, const Inputs<bf16>& in, float* states, float* kept);
 void pass_label_gradients(const Launch& launch, const Sizes& s, float* gradients, const float* kept);
 
-/// What a fused kernel is compiled for: N, G, the units of a head, whether there may be several slices, and whether rows mix by
-/// labels.
-template <int kState_, int kGroups_, int kUnitsOfHead_, bool kSliced_, bool kByLabel_ = false>
+/// How an SSM that is wider than a slice is cut: B and C are those of all slices, or each head has its own.
+enum class Slices { none, of_one_group, of_own_groups };
+
+/// What a fused kernel is compiled for: N, the groups and units of a head in a slice, slices, and whether rows mix by labels.
+template <int kState_, int kGroups_, int kUnitsOfHead_, Slices kSlices, bool kByLabel_ = false>
 struct Form {
   static constexpr int kState = kState_, kGroups = kGroups_, kUnitsOfHead = kUnitsOfHead_;
-  static constexpr bool kSliced = kSliced_, kByLabel = kByLabel_;
+  static constexpr bool kSliced = kSlices != Slices::none, kOwnGroups = kSlices == Slices::of_own_groups;
+  static constexpr bool kByLabel = kByLabel_;
   static constexpr int kRows = kByLabel ? int{kLabelBlock} : kTileRows, kStrips = kRows / kStripRows;
   static constexpr int kThreads = kStrips * kHalves * device::kWarp, kWarps = kThreads / device::kWarp;
-  static constexpr int kBlocks = kByLabel ? 1 : 2;  ///< of a multiprocessor, at least
-  /// Tiles of labels with a large state have narrow slices: shared memory of sm_86 is small.
-  static constexpr int kSlice = kByLabel && kState > 32 ? kWholeSlice / 2 : kWholeSlice;
+  static constexpr int kBlocks = kByLabel || kOwnGroups ? 1 : 2;  ///< of a multiprocessor, at least
+  static constexpr int kTapParts = kOwnGroups ? 2 : 1;            ///< in which the taps' gradients of a slice are made
+  /// With a large state slices are narrow: registers are few, and shared memory of sm_86 is small.
+  static constexpr int kSlice = kSliced && kState > 64 ? kWholeSlice / 2 : kWholeSlice;
   static constexpr int kUnits = kSlice / kUnit, kSliceStride = kSlice + kPadding;
   static constexpr int kHalf = kSlice / kHalves, kWarpUnits = kHalf / kUnit;  ///< of a warp: columns and units
   static constexpr int kSliceState = kSlice * kState;
@@ -104,11 +112,9 @@ template <class F>
 struct SliceSizes : Sizes {
   Sizes all;  ///< of the whole
   int units;  ///< of a head
-  bool sliced;
   int slice;
 
-  ATTAMBA_HOST_DEVICE explicit SliceSizes(const Sizes& given)
-      : Sizes(given), all(given), units(F::kUnitsOfHead), sliced(F::kSliced), slice(0) {
+  ATTAMBA_HOST_DEVICE explicit SliceSizes(const Sizes& given) : Sizes(given), all(given), units(F::kUnitsOfHead), slice(0) {
     hidden = F::kSlice;
     state = F::kState;
     heads = F::kUnits / F::kUnitsOfHead;
@@ -127,47 +133,79 @@ struct SliceSizes : Sizes {
   ATTAMBA_HOST_DEVICE int column() const { return slice * F::kSlice; }
   /// Among all heads.
   ATTAMBA_HOST_DEVICE int head_of(int own) const { return slice * heads + own; }
-  /// Channels to convolve for the slice: B and C come with the first one.
-  ATTAMBA_HOST_DEVICE int new_channels() const { return slice == 0 ? channels : hidden; }
-  ATTAMBA_HOST_DEVICE bool is_last() const { return column() + F::kSlice == all.hidden; }
-  /// Of a channel among those of the whole; B and C are every slice's.
-  ATTAMBA_HOST_DEVICE int channel_of(int own) const { return own + (own < F::kSlice ? column() : all.hidden - F::kSlice); }
+  /// Channels to convolve for the slice: B and C that are every slice's come with the first one.
+  ATTAMBA_HOST_DEVICE int new_channels() const { return F::kOwnGroups || slice == 0 ? channels : hidden; }
+  /// Whether no later slice has the same B and C.
+  ATTAMBA_HOST_DEVICE bool ends_group() const { return F::kOwnGroups || column() + F::kSlice == all.hidden; }
+  /// Of a channel among those of the whole.
+  ATTAMBA_HOST_DEVICE int channel_of(int own) const {
+    if (own < F::kSlice) {
+      return column() + own;
+    }
+    if constexpr (!F::kOwnGroups) {
+      return all.hidden - F::kSlice + own;
+    }
+    constexpr int kBOfSlice = F::kGroups * F::kState, kEndOfB = F::kSlice + kBOfSlice;
+    const int b = all.hidden + slice * kBOfSlice, c = b + all.groups * F::kState;
+    return own < kEndOfB ? b + own - F::kSlice : c + own - kEndOfB;
+  }
 };
 
-inline bool is_sliced(const Sizes& s) {
-  return s.hidden != kWholeSlice || s.head != kUnit;
-}
-/// Calls body.operator()<Form>() for a shape that is_fused.
+/// A body that only asks.
+struct AnyForm {
+  template <class F>
+  void operator()() const {}
+};
+/// Calls body.operator()<Form>() for a shape that there are fused kernels for, of one slice; returns whether there are.
 template <class Body>
-void dispatch_whole(const Sizes& s, const Body& body) {
-  if (s.state == 128) {
-    body.template operator()<Form<128, 1, 1, false>>();
-  } else if (s.groups == 1) {
-    body.template operator()<Form<32, 1, 1, false>>();
+bool dispatch_whole(const Sizes& s, const Body& body) {
+  const bool whole = s.hidden == kWholeSlice && s.head == kUnit;
+  if (whole && s.state == 32 && s.groups == 1) {
+    body.template operator()<Form<32, 1, 1, Slices::none>>();
+  } else if (whole && s.state == 32 && s.groups == 2) {
+    body.template operator()<Form<32, 2, 1, Slices::none>>();
+  } else if (whole && s.state == 128 && s.groups == 1) {
+    body.template operator()<Form<128, 1, 1, Slices::none>>();
   } else {
-    body.template operator()<Form<32, 2, 1, false>>();
+    return false;
   }
+  return true;
+}
+/// The same of several slices, or of one whose heads are wide.
+template <class Body>
+bool dispatch_sliced(const Sizes& s, const Body& body) {
+  const bool wide = s.head == 2 * kUnit, one_group = s.groups == 1 && s.hidden % kWholeSlice == 0;
+  if (one_group && s.head == kUnit && s.state == 32) {
+    body.template operator()<Form<32, 1, 1, Slices::of_one_group>>();
+  } else if (one_group && wide && s.state == 32) {
+    body.template operator()<Form<32, 1, 2, Slices::of_one_group>>();
+  } else if (one_group && wide && s.state == 64) {
+    body.template operator()<Form<64, 1, 2, Slices::of_one_group>>();
+  } else if (one_group && wide && s.state == 128) {
+    body.template operator()<Form<128, 1, 2, Slices::of_one_group>>();
+  } else if (s.groups == s.heads && wide && s.heads % 2 == 0 && s.state == 128) {
+    body.template operator()<Form<128, 2, 2, Slices::of_own_groups>>();
+  } else {
+    return false;
+  }
+  return true;
 }
 template <class Body>
-void dispatch_fused(const Sizes& s, const Body& body) {
-  if (!is_sliced(s)) {
-    dispatch_whole(s, body);
-  } else if (s.head == kUnit) {
-    body.template operator()<Form<32, 1, 1, true>>();
-  } else if (s.state == 32) {
-    body.template operator()<Form<32, 1, 2, true>>();
-  } else {
-    body.template operator()<Form<64, 1, 2, true>>();
-  }
+bool dispatch_fused(const Sizes& s, const Body& body) {
+  return dispatch_whole(s, body) || dispatch_sliced(s, body);
 }
-/// The same for a shape that is_fused_by_label.
+/// The same with labels.
 template <class Body>
-void dispatch_by_label(const Sizes& s, const Body& body) {
-  if (s.state == 128) {
-    body.template operator()<Form<128, 1, 1, true, true>>();
+bool dispatch_by_label(const Sizes& s, const Body& body) {
+  const bool whole = s.hidden == kWholeSlice && s.head == kUnit && s.groups == 1;
+  if (whole && s.state == 32) {
+    body.template operator()<Form<32, 1, 1, Slices::none, true>>();
+  } else if (whole && s.state == 128) {
+    body.template operator()<Form<128, 1, 1, Slices::of_one_group, true>>();
   } else {
-    body.template operator()<Form<32, 1, 1, false, true>>();
+    return false;
   }
+  return true;
 }
 
 /// Of workspace that Memory(s, arguments..., take) takes.

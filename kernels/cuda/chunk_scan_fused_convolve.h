@@ -14,16 +14,16 @@ struct Edges {
   float *own, *rest;
 };
 
-/// The slice's first `channels`, four of them by one strip per thread: through SiLU and convolution to dxBC, and the taps'
-/// gradients of each strip into `taps` [kStrips, kFusedTaps, channels of the slice]. `active` holds dX, dB and dC.
+/// `channels` of the slice from `begin` on, four of them by one strip per thread: through SiLU and convolution to dxBC, and the
+/// taps' gradients of each strip into `taps` [kStrips, kFusedTaps, channels]. `active` holds dX, dB and dC.
 template <class F>
 ATTAMBA_DEVICE void convolve_backward(const SliceSizes<F>& s, const Inputs<bf16>& in, const Tile& tile,
-                                      const BackwardShared<F>& shared, int leaving, int channels, const Edges& edges,
+                                      const BackwardShared<F>& shared, int leaving, int begin, int channels, const Edges& edges,
                                       float* taps, bf16* dzxbcdt) {
   constexpr int kWide = 4;
   const int packs = channels / kWide;
   for (int item = own_thread(); item < packs * strip_count(tile.rows); item += F::kThreads) {
-    const int channel = item % packs * kWide, strip = item / packs, first = strip * kStripRows;
+    const int channel = begin + item % packs * kWide, strip = item / packs, first = strip * kStripRows;
     const int among_all = s.channel_of(channel);
     float weight[kFusedTaps][kWide], x[kFusedTaps][kWide] = {}, dx[kFusedTaps][kWide] = {}, dweight[kFusedTaps][kWide] = {};
     load_taps(s, in, shared.inputs, channel, weight);
@@ -132,20 +132,21 @@ ATTAMBA_DEVICE void convolve_backward(const SliceSizes<F>& s, const Inputs<bf16>
       for (int c = 0; c < kWide; ++c) {
         pack.value[c] = dweight[j][c];
       }
-      pack.write(taps + (strip * kFusedTaps + kFusedTaps - 1 - j) * s.channels + channel);
+      pack.write(taps + (strip * kFusedTaps + kFusedTaps - 1 - j) * channels + channel - begin);
     }
   }
 }
 
-/// partial [all channels, kFusedTaps] = or += the strips' taps of the slice's first `channels`.
+/// partial [all channels, kFusedTaps] = or += the strips' taps of the slice's `channels` from `begin` on.
 template <class F>
-ATTAMBA_DEVICE void sum_taps(const SliceSizes<F>& s, int strips, int channels, const float* taps, float* partial, bool add) {
+ATTAMBA_DEVICE void sum_taps(const SliceSizes<F>& s, int strips, int begin, int channels, const float* taps, float* partial,
+                             bool add) {
   for (int i = own_thread(); i < channels * kFusedTaps; i += F::kThreads) {
     const int channel = i / kFusedTaps, tap = i % kFusedTaps;
-    float* to = partial + s.channel_of(channel) * kFusedTaps + tap;
+    float* to = partial + s.channel_of(begin + channel) * kFusedTaps + tap;
     float sum = add ? load(to) : 0.0f;
     for (int strip = 0; strip < strips; ++strip) {
-      sum += load(taps + (strip * kFusedTaps + tap) * s.channels + channel);
+      sum += load(taps + (strip * kFusedTaps + tap) * channels + channel);
     }
     store(to, sum);
   }

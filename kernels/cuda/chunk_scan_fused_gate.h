@@ -44,9 +44,9 @@ struct BackwardShared {
            SharedMemory::bytes_of<float>(F::kRows * kHalves * 2) + SharedMemory::bytes_of<float>(3 * s.all.heads) +
            (keeps_sums() ? SharedMemory::bytes_of<float>(F::kStrips * F::kSlice) : 0);
   }
-  /// The taps' gradients [kStrips, kFusedTaps, channels of the slice], when dy and dscores are done with.
+  /// The taps' gradients [kStrips, kFusedTaps, channels of a part of the slice], when dy and dscores are done with.
   ATTAMBA_DEVICE float* taps() const {
-    constexpr int kTaps = F::kStrips * kFusedTaps * (F::kSlice + 2 * F::kGroups * F::kState);
+    constexpr int kTaps = F::kStrips * kFusedTaps * (F::kSlice + 2 * F::kGroups * F::kState) / F::kTapParts;
     static_assert(kTaps * sizeof(float) <=
                   sizeof(bf16) * (F::kRows * F::kSliceStride + kHalves * kScoreTiles * kScoreTile * kScoreStride));
     return reinterpret_cast<float*>(dy);

@@ -16,6 +16,8 @@ struct Passing {
   /// [blocks, Part, halves, kStrips, N / 16] pieces of dB and dC. Of `from_exit` and `from_entry` a half has its heads' sums;
   /// of `slices`, where there may be several, half 0 has dB and half 1 dC of those before.
   float* products;
+  template <class F>
+  static constexpr int kParts = F::kSliced && !F::kOwnGroups ? 3 : 2;
   enum Part { from_exit, from_entry, slices };
 
   ATTAMBA_DEVICE bool shared_out() const { return rests != nullptr; }
@@ -23,11 +25,10 @@ struct Passing {
   ATTAMBA_DEVICE float* own_norm_sums(const SliceSizes<F>& s) const {
     return norm_sums == nullptr ? nullptr : norm_sums + std::int64_t{block_x()} * (F::kStrips * s.all.hidden);
   }
-  ATTAMBA_HOST_DEVICE static constexpr int parts(bool sliced) { return sliced ? 3 : 2; }
   template <class F>
   ATTAMBA_DEVICE float* own_products(Part part) const {
     constexpr int kProducts = kHalves * F::kRows * F::kState;
-    return products + (std::int64_t{block_x()} * parts(F::kSliced) + part) * kProducts;
+    return products + (std::int64_t{block_x()} * kParts<F> + part) * kProducts;
   }
 };
 
@@ -214,7 +215,7 @@ ATTAMBA_DEVICE void add_slices(const SliceSizes<F>& s, const WarpPlace<F>& place
         acc[2 * n + i][e] += pack.value[e];
         pack.value[e] = acc[2 * n + i][e];
       }
-      if (!s.is_last()) {
+      if (!s.ends_group()) {
         pack.write(piece);
       }
     }
@@ -271,17 +272,17 @@ ATTAMBA_DEVICE void slice_gradient(const SliceSizes<F>& s, const Inputs<bf16>& i
       }
     }
   }
-  if constexpr (F::kSliced) {
+  if constexpr (F::kSliced && !F::kOwnGroups) {
     static_assert(F::kGroups == 1);
     if (works) {
       add_slices(s, place, passing.own_products<F>(Passing::slices), group[0]);
     }
   }
-  const int channels = s.is_last() ? s.channels : s.hidden;
+  const int channels = s.ends_group() ? s.channels : s.hidden;
   sync_block();  // B and C are read
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
-    if (works && i < s.groups && s.is_last()) {
+    if (works && i < s.groups && s.ends_group()) {
       write_group(shared, place, place.half == 1 ? s.c_column(i) : s.b_column(i), group[i]);
     }
   }
@@ -291,10 +292,13 @@ ATTAMBA_DEVICE void slice_gradient(const SliceSizes<F>& s, const Inputs<bf16>& i
   const Edges edges{.next = in_slot(passing.edges, slot + 1, edge),
                     .own = in_slot(passing.edges, slot, edge),
                     .rest = passing.shared_out() ? in_slot(passing.rests, slot + 1, edge) : nullptr};
-  convolve_backward(s, in, tile, shared, leaving, channels, edges, taps, dzxbcdt);
-  sync_block();
-  sum_taps(s, strips, channels, taps, partial, step.add_taps);
-  sync_block();
+  for (int part = 0; part < F::kTapParts; ++part) {
+    const int count = channels / F::kTapParts, begin = part * count;
+    convolve_backward(s, in, tile, shared, leaving, begin, count, edges, taps, dzxbcdt);
+    sync_block();
+    sum_taps(s, strips, begin, count, taps, partial, step.add_taps);
+    sync_block();
+  }
 }
 
 /// All slices of a tile: its dout, inputs and steps, the norm's sums, then body() of each slice whose rows are loaded.
@@ -309,7 +313,7 @@ ATTAMBA_DEVICE void for_slices(SliceSizes<F>& s, const Inputs<bf16>& in, const B
       sync_block();
     }
     for (s.slice = 0; s.column() < s.all.hidden; ++s.slice) {
-      load_tile<F>(s, in, shared, tile, dout, s.hidden);
+      load_tile<F>(s, in, shared, tile, dout, F::kOwnGroups ? s.channels : s.hidden);
       body();
     }
   } else {
@@ -389,7 +393,7 @@ struct BackwardMemory {
     passing.rests = shared_out ? take((slots + 1) * edge) : nullptr;
     passing.norm_sums =
         BackwardShared<F>::keeps_sums() ? nullptr : take(blocks * static_cast<std::size_t>(F::kStrips * s.hidden));
-    passing.products = take(blocks * static_cast<std::size_t>(Passing::parts(F::kSliced) * kHalves * F::kRows * F::kState));
+    passing.products = take(blocks * static_cast<std::size_t>(Passing::kParts<F> * kHalves * F::kRows * F::kState));
   }
 };
 

@@ -29,7 +29,9 @@ chunk_scan_states_kernel(Sizes given, Inputs<bf16> in, float* states, float* kep
   SharedMemory memory;
   Shared<F> shared;
   shared.take(s, memory);
-  load_weights(s, in, shared);
+  if constexpr (!F::kSliced) {
+    load_weights(s, in, shared);
+  }
   for (int range = block_x(); range * kRange < s.rows; range += grid_x()) {
     const int begin = first_chunk(s, in, range), other = shared_tile(s, in, range);
     if (begin >= 0) {
@@ -91,7 +93,7 @@ chunk_scan_edges_kernel(Sizes s, Inputs<bf16> in, const float* rests, const floa
 }  // namespace
 
 void long_states(const Launch& launch, const Sizes& s, const Inputs<bf16>& in, float* states, float* kept) {
-  dispatch_whole(s, [&]<class F>() {
+  dispatch_fused(s, [&]<class F>() {
     const Grid grid{.x = F::blocks(s.rows), .threads = F::kThreads, .shared_bytes = Shared<F>::bytes(SliceSizes<F>(s))};
     launch_kernel("chunk_scan: states", chunk_scan_states_kernel<F>, launch, grid, s, in, states, kept);
   });

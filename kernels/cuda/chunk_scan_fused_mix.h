@@ -203,6 +203,10 @@ ATTAMBA_DEVICE void add_tile_state(SliceSizes<F>& s, const Inputs<bf16>& in, con
                                    int leaving, float* states, float* kept) {
   const int slot = F::slot_of(tile.begin) + 1;
   for (s.slice = 0; s.column() < s.all.hidden; ++s.slice) {
+    if constexpr (F::kSliced) {
+      load_weights(s, in, shared);
+      device::sync_block();
+    }
     convolve_tile(s, in, tile, shared, s.new_channels());
     load_steps(s, in, tile, shared);
     device::sync_block();

@@ -58,8 +58,7 @@ struct ForwardMemory {
 }  // namespace
 
 bool is_fused_by_label(const ScanShape& shape) {
-  return shape.conv == kFusedTaps && !is_sliced(make_sizes(shape, 0)) && shape.groups == 1 &&
-         (shape.state == 32 || shape.state == 128);
+  return shape.conv == kFusedTaps && dispatch_by_label(make_sizes(shape, 0), AnyForm{});
 }
 
 void label_states(const Launch& launch, const Sizes& s, const Inputs<bf16>& in, float* states, float* kept) {

@@ -59,6 +59,8 @@ function(attamba_cuda_library)
   target_compile_options(attamba_cuda_kernels PRIVATE --expt-relaxed-constexpr -lineinfo -Xcompiler=-Wall,-Wextra)
   # A kernel that spills registers or keeps arrays in local memory does not build: launch bounds are budgets.
   target_compile_options(attamba_cuda_kernels PRIVATE -Xptxas=--warn-on-spills,--warn-on-local-memory-usage,--warning-as-error)
+  # The checks of tests/cuda read machine code as it is.
+  target_compile_options(attamba_cuda_kernels PRIVATE --no-compress)
   add_library(attamba_cuda STATIC ${host_sources})
   target_sources(attamba_cuda PRIVATE $<TARGET_OBJECTS:attamba_cuda_kernels>)
   target_link_libraries(attamba_cuda PUBLIC attamba_options attamba_kernels CUDA::cudart_static ${CMAKE_DL_LIBS})

@@ -26,7 +26,7 @@ namespace attamba::kernels::cuda::scan {
 using device::bf16;
 using device::Bytes16;
 
-constexpr int kWholeSlice = 256;  ///< columns of a slice of scans by chunks
+constexpr int kWholeSlice = 256;  ///< columns of a slice, but for large states
 constexpr int kUnit = 32;         ///< columns of a head that are worked on at a time
 constexpr int kFusedTaps = 4;
 constexpr int kRange = 32;                      ///< one ballot finds the first chunk

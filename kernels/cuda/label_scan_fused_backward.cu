@@ -1,4 +1,4 @@
-// The backward pass of scans by labels: label_scan_fused.cu says how tiles are worked on, chunk_scan_fused_backward.cu what is
+// The backward pass of scans by labels: label_scan_fused.cu says who works on which tiles, chunk_scan_fused_backward.h what is
 // made of one.
 #include "kernels/cuda/chunk_scan_fused_gradient.h"
 #include "kernels/cuda/chunk_scan_fused_walk.h"

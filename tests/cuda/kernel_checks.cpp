@@ -152,7 +152,10 @@ LaunchChecks check_launches(const std::vector<CompiledKernel>& kernels, const st
     const auto room = static_cast<int>(shared_of_multiprocessor(kernel.architecture) / shared);
     const int promised = promised_blocks(kernel);
     kept[name] |= room >= promised;
-    if (room < promised) {
+    if (room < 1) {
+      checks.complaints.push_back(
+          concat(place(kernel), "launched with ", shared, " bytes of shared memory, which the multiprocessor does not have"));
+    } else if (room < promised) {
       checks.notes.push_back(concat(place(kernel), "room for ", room, " blocks of ", shared, " bytes of shared memory, of the ",
                                     promised, " for which the launch bounds leave registers"));
     }

@@ -36,8 +36,8 @@ std::vector<std::string> never_launched(const std::vector<CompiledKernel>& kerne
                                         const std::map<std::string, Coverage>& coverage);
 
 struct LaunchChecks {
-  /// Kernels that were launched with more threads than their launch bounds allow, or with so much shared memory that no
-  /// architecture has room for the blocks that they promise.
+  /// Kernels that were launched with more threads than their launch bounds allow, or with so much shared memory that an
+  /// architecture has no room for a single block, or none has it for the blocks that they promise.
   std::vector<std::string> complaints;
   std::vector<std::string> notes;  ///< architectures that have no room for these, where others have
 };

@@ -7,9 +7,14 @@
 // each tile may hand a state on to the next one. Warps are laid out as strips of 16 rows by halves of the heads: a strip's
 // scores C B^T serve all heads of a group.
 //
-// A tile is worked on a slice of columns at a time, those of several heads, in units of kUnit. A wider SSM has several slices,
+// A tile is worked on a slice of columns at a time, those of several heads, in units of kUnit. A wide SSM has several slices,
 // which a block does one after the other; what couples them, sums of the norm over a row and of the scores' gradients over the
 // heads, it adds up on its way. So the norm's sums are made before gradients are, and the forward kernel scales what it wrote.
+//
+// Headers, in the order in which they build on each other: _tile.h has a tile in shared memory, convolved, and _walk.h where
+// tiles lie; _mix.h makes Y and states, and _output.h the rest of the forward pass of a tile. Backwards, _gate.h goes through
+// norm and gate, _pairs.h through pairs of rows, _convolve.h through the convolution, and _gradient.h puts them together for a
+// tile.
 //
 // Matrix fragments are those of mma_16x8x16: with g = lane / 4 and q = lane % 4 a lane holds rows g and g + 8 and columns 2q,
 // 2q + 1 of every 8. An accumulator's columns of 16 are the next product's operand as they lie.
@@ -42,9 +47,11 @@ constexpr int kEdge = kFusedTaps - 1;  ///< rows that the convolution reaches ba
 inline bool shares_walks(const ScanShape& shape, std::int64_t n) {
   return (shape.longest_chunk > 0 ? std::min(shape.longest_chunk, n) : n) > kLongestWalk;
 }
-/// Whether there are fused kernels for this shape: 4 taps, and 8 heads of 32 with N 32 in one or two groups or N 128; one group
-/// and any number of 256 columns with heads of 32 and N 32, or heads of 64 and N 32, 64 or 128; or an even number of heads
-/// of 64 with N 128 that have a group each.
+/// Whether there are fused kernels for this shape: 4 taps, rows of zxbcdt that are multiples of 16 bytes, and one of
+///  - 8 heads of 32 with N 32 in one or two groups, or with N 128 in one,
+///  - E a multiple of 256, one group, heads of 32 with N 32, or of 64 with N 32, 64 or 128,
+///  - heads of 64 with N 128 and a group each;
+/// the last two with 256 heads at most, of which shared memory holds sums.
 bool is_fused(const ScanShape& shape);
 std::size_t fused_workspace(const ScanShape& shape, std::int64_t rows, bool shared_out);
 std::size_t fused_backward_workspace(const ScanShape& shape, std::int64_t rows, bool shared_out);
@@ -74,7 +81,9 @@ std::size_t fused_label_backward_workspace(const ScanShape& shape, std::int64_t 
 void fused_label_forward(const Launch& launch, bf16* out, const Sizes& s, const Inputs<bf16>& in);
 void fused_label_backward(const Launch& launch, bf16* dzxbcdt, const WeightGradients& gradients, const bf16* dout,
                           const Sizes& s, const Inputs<bf16>& in);
+/// As long_states: states [slots, E N] at the entries of all tiles but the first one, and kept [slots, Hs].
 void label_states(const Launch& launch, const Sizes& s, const Inputs<bf16>& in, float* states, float* kept);
+/// As pass_gradients.
 void pass_label_gradients(const Launch& launch, const Sizes& s, float* gradients, const float* kept);
 
 /// How an SSM that is wider than a slice is cut: B and C are those of all slices, or each head has its own.
@@ -102,7 +111,7 @@ struct Form {
   static std::size_t slots(std::int64_t rows) { return static_cast<std::size_t>(rows / kRows + 1); }
   static std::int64_t blocks(std::int64_t rows) {
     constexpr std::int64_t kOwn = kByLabel ? kRows : kRange;
-    return std::min((rows + kOwn - 1) / kOwn, kMostFusedBlocks / (kByLabel ? 2 : 1));
+    return std::min((rows + kOwn - 1) / kOwn, kMostFusedBlocks / (kByLabel ? 2 : 1));  // of two ranges
   }
 };
 
@@ -174,7 +183,9 @@ bool dispatch_whole(const Sizes& s, const Body& body) {
 /// The same of several slices, or of one whose heads are wide.
 template <class Body>
 bool dispatch_sliced(const Sizes& s, const Body& body) {
-  const bool wide = s.head == 2 * kUnit, one_group = s.groups == 1 && s.hidden % kWholeSlice == 0;
+  constexpr int kMostHeads = 256;
+  const bool few = s.heads <= kMostHeads, wide = few && s.head == 2 * kUnit;
+  const bool one_group = few && s.groups == 1 && s.hidden % kWholeSlice == 0;
   if (one_group && s.head == kUnit && s.state == 32) {
     body.template operator()<Form<32, 1, 1, Slices::of_one_group>>();
   } else if (one_group && wide && s.state == 32) {

@@ -1,10 +1,5 @@
 // Backward half of chunk_scan_fused.h: its kernels over chunks, and their launches. Everything is recomputed from zxbcdt, tile
 // by tile from a block's last one; a chunk longer than a tile is first walked forwards for the states at its tiles' entries.
-//
-// Pairs of rows are worked on transposed, a warp having 16 rows s and all later blocks of rows t: with dM = dY X^T,
-//   dX = M^T dY + exit delta (dS' B),  d(C B^T) = sum_h dM o L,  and with P = dM o M, M rounded as it was in Y = M X,
-//   sum_s P[t, s] + entry_t dY_t^T S C_t = dY_t . (Y_t - D X_t),
-// so the terms of dl (kernels/cpu/chunk_scan_backward.cpp) need sums over t only, and cancel as they should.
 #pragma once
 
 #include "kernels/cuda/chunk_scan_fused_gradient.h"
@@ -25,19 +20,11 @@ ATTAMBA_DEVICE int entry_states(SliceSizes<F> s, const Inputs<bf16>& in, const S
     }
     const int leaving = leaving_chunk(s, in, tile);
     sync_block();
-    for (s.slice = 0; s.column() < s.all.hidden && leaving < F::kRows; ++s.slice) {
-      if constexpr (F::kSliced) {
-        load_weights(s, in, shared);
-        sync_block();
-      }
-      convolve_tile(s, in, tile, shared, s.new_channels());
-      load_steps(s, in, tile, shared);
-      sync_block();
-      float* entry = in_slot(states, F::slot_of(begin), s.all.state_size()) + s.slice * F::kSliceState;
-      pass_state(s, shared, leaving, entry, entry + s.all.state_size());
-      if constexpr (F::kSliced) {
-        sync_block();
-      }
+    if (leaving < F::kRows) {
+      for_loaded_slices(s, in, tile, shared, [&] {
+        float* entry = in_slot(states, F::slot_of(begin), s.all.state_size()) + s.slice * F::kSliceState;
+        pass_state(s, shared, leaving, entry, entry + s.all.state_size());
+      });
     }
     sync_block();
   }

@@ -1,4 +1,4 @@
-// The backward kernels of SSMs that have slices.
+// The backward kernels of SSMs that have slices: a source of its own, as these take long to compile.
 #include "kernels/cuda/chunk_scan_fused_backward.h"
 
 namespace attamba::kernels::cuda::scan {

@@ -137,6 +137,25 @@ ATTAMBA_DEVICE void convolve_backward(const SliceSizes<F>& s, const Inputs<bf16>
   }
 }
 
+/// By a whole block: dxBC of the kEdge rows before the tile that begins at row `begin`, from `rest` [kEdge, channels] and from
+/// the gradients before SiLU of the tile's first rows, `edge` [kEdge, channels]. reaches(from, t): whether row `from` has a tap
+/// at t.
+template <class Reaches>
+ATTAMBA_DEVICE void join_rows(const Sizes& s, const Inputs<bf16>& in, int begin, const float* rest, const float* edge,
+                              bf16* dzxbcdt, const Reaches& reaches) {
+  for (int i = thread_index(); i < kEdge * s.channels; i += block_threads()) {
+    const int row = i / s.channels, channel = i % s.channels, t = begin - kEdge + row;
+    float sum = load(rest + i);
+    for (int j = kEdge - row; j <= kEdge && t + j < s.rows; ++j) {  // row t + j lies j + row - kEdge rows into the tile
+      if (reaches(t + j, t)) {
+        sum +=
+            load(in.conv + channel * kFusedTaps + kFusedTaps - 1 - j) * load(edge + (j + row - kEdge) * s.channels + channel);
+      }
+    }
+    store(dzxbcdt + static_cast<std::int64_t>(t) * s.projection + s.hidden + channel, to_bf16(sum));
+  }
+}
+
 /// partial [all channels, kFusedTaps] = or += the strips' taps of the slice's `channels` from `begin` on.
 template <class F>
 ATTAMBA_DEVICE void sum_taps(const SliceSizes<F>& s, int strips, int begin, int channels, const float* taps, float* partial,

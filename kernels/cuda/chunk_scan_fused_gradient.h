@@ -1,4 +1,9 @@
 // What the backward kernels make of a tile.
+//
+// Pairs of rows are worked on transposed, a warp having 16 rows s and all later blocks of rows t: with dM = dY X^T,
+//   dX = M^T dY + exit delta (dS' B),  d(C B^T) = sum_h dM o L,  and with P = dM o M, M rounded as it was in Y = M X,
+//   sum_s P[t, s] + entry_t dY_t^T S C_t = dY_t . (Y_t - D X_t),
+// so the terms of dl (kernels/cpu/chunk_scan_backward.cpp) need sums over t only, and cancel as they should.
 #pragma once
 
 #include "kernels/cuda/chunk_scan_fused_convolve.h"
@@ -171,7 +176,7 @@ ATTAMBA_DEVICE void step_gradient(const SliceSizes<F>& s, const Inputs<bf16>& in
 /// Where a tile lies in its block's walk.
 struct Step {
   Tile tile;
-  int leaving;    ///< as of leaving_chunk
+  int leaving;    ///< as of leaving_chunk or leaving_label
   bool add_taps;  ///< the block has written its taps' gradient before
 };
 

@@ -1,6 +1,6 @@
 // Walks of chunk_scan_fused.h that are shared out: what each tile adds to the state, the sum along each chunk in both
-// directions, and
-// the convolution's gradient where it crosses from tile to tile.
+// directions, and the convolution's gradient where it crosses from tile to tile.
+#include "kernels/cuda/chunk_scan_fused_convolve.h"
 #include "kernels/cuda/chunk_scan_fused_mix.h"
 #include "kernels/cuda/chunk_scan_fused_walk.h"
 #include "kernels/cuda/launch_kernel.h"
@@ -78,16 +78,8 @@ chunk_scan_edges_kernel(Sizes s, Inputs<bf16> in, const float* rests, const floa
     return;
   }
   const int chunk = chunk_start(s, in, begin);
-  const std::int64_t slot = static_cast<std::int64_t>(begin / kTileRows) * kEdge * s.channels;
-  for (int i = thread_index(); i < kEdge * s.channels; i += kPassThreads) {
-    const int row = i / s.channels, channel = i % s.channels, t = begin - kEdge + row;
-    float sum = load(rests + slot + i);
-    for (int j = kEdge - row; j <= kEdge && t >= chunk; ++j) {  // row t + j lies j + row - kEdge rows into the tile
-      sum += load(in.conv + channel * kFusedTaps + kFusedTaps - 1 - j) *
-             load(edges + slot + (j + row - kEdge) * s.channels + channel);
-    }
-    store(dzxbcdt + static_cast<std::int64_t>(t) * s.projection + s.hidden + channel, to_bf16(sum));
-  }
+  const std::int64_t edge = static_cast<std::int64_t>(begin / kTileRows) * kEdge * s.channels;
+  join_rows(s, in, begin, rests + edge, edges + edge, dzxbcdt, [&](int, int t) { return t >= chunk; });
 }
 
 }  // namespace

@@ -1,4 +1,5 @@
-// Y = M X + entry o (C S) on tensor cores: the part that both fused kernels do for every tile.
+// Y = M X + entry o (C S) on tensor cores, the part that both fused kernels do for every tile, and how states pass through a
+// tile.
 #pragma once
 
 #include "kernels/cuda/chunk_scan_fused_tile.h"
@@ -202,23 +203,13 @@ template <class F>
 ATTAMBA_DEVICE void add_tile_state(SliceSizes<F>& s, const Inputs<bf16>& in, const Shared<F>& shared, const Tile& tile,
                                    int leaving, float* states, float* kept) {
   const int slot = F::slot_of(tile.begin) + 1;
-  for (s.slice = 0; s.column() < s.all.hidden; ++s.slice) {
-    if constexpr (F::kSliced) {
-      load_weights(s, in, shared);
-      device::sync_block();
-    }
-    convolve_tile(s, in, tile, shared, s.new_channels());
-    load_steps(s, in, tile, shared);
-    device::sync_block();
+  for_loaded_slices(s, in, tile, shared, [&] {
     pass_state(s, shared, leaving, nullptr, in_slot(states, slot, s.all.state_size()) + s.slice * F::kSliceState);
     for (int head = device::thread_index(); head < s.heads; head += F::kThreads) {
       const float whole = leaving < 0 ? device::exp2_fast(device::load(shared.decay + head * F::kRows + F::kRows - 1)) : 0.0f;
       device::store(kept + slot * s.all.heads + s.head_of(head), whole);
     }
-    if constexpr (F::kSliced) {
-      device::sync_block();
-    }
-  }
+  });
 }
 
 }  // namespace attamba::kernels::cuda::scan

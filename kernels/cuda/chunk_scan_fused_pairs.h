@@ -183,7 +183,7 @@ template <class F>
 ATTAMBA_DEVICE void pair_gradient(const SliceSizes<F>& s, const Inputs<bf16>& in, const BackwardShared<F>& shared,
                                   const WarpPlace<F>& place, int strips, int leaving, const float* exit) {
   const int group = s.groups == 1 ? 0 : place.half, last_row = place.first_row() + kStripRows - 1;
-  int blocks = 1;  // of rows t that share a chunk with rows s
+  int blocks = 1;  // of rows t that may mix with rows s
   while (place.strip + blocks < strips &&
          (F::kByLabel || load(shared.inputs.starts + (place.strip + blocks) * kStripRows) <= last_row)) {
     ++blocks;

@@ -187,6 +187,25 @@ ATTAMBA_DEVICE void load_steps(const SliceSizes<F>& s, const Inputs<bf16>& in, c
   }
 }
 
+/// Calls body() of each slice whose X, B, C and steps are loaded. The tile's starts are there.
+template <class F, class Body>
+ATTAMBA_DEVICE void for_loaded_slices(SliceSizes<F>& s, const Inputs<bf16>& in, const Tile& tile, const Shared<F>& shared,
+                                      const Body& body) {
+  for (s.slice = 0; s.column() < s.all.hidden; ++s.slice) {
+    if constexpr (F::kSliced) {
+      load_weights(s, in, shared);
+      device::sync_block();
+    }
+    convolve_tile(s, in, tile, shared, s.new_channels());
+    load_steps(s, in, tile, shared);
+    device::sync_block();
+    body();
+    if constexpr (F::kSliced) {
+      device::sync_block();
+    }
+  }
+}
+
 // ------------------------------------------------------------------------------------------------ states of long chunks
 // A unit's state S [kUnit, N] lies in workspace as accumulators, so that a lane reads back what a second operand takes: per 16
 // rows of S by 16 columns, per lane, columns 0..7's and 8..15's four values.

@@ -38,15 +38,10 @@ void with_batch(const Launch& launch, const Tensor& zxbcdt, const ScanWeights& w
   body(s, make_inputs<T>(zxbcdt, weights, starts, labels.as<std::int32_t>(), shape), memory);
 }
 
-template <class T>
-bool takes_fused(const ScanShape& shape) {
-  return std::is_same_v<T, device::bf16> && is_fused_by_label(shape);
-}
-
 std::size_t workspace(const char* operation, const TensorType& zxbcdt, const ScanShape& shape, bool backward) {
   return dispatch_compute(zxbcdt.dtype, operation, [&]<class T>() {
     const std::int64_t rows = zxbcdt.shape.rows();
-    if (takes_fused<T>(shape)) {
+    if (std::is_same_v<T, device::bf16> && is_fused_by_label(shape)) {
       return backward ? fused_label_backward_workspace(shape, rows) : fused_label_workspace(shape, rows);
     }
     return ScratchAllocator::aligned_bytes<std::int32_t>(static_cast<std::size_t>(rows)) +
@@ -64,7 +59,7 @@ void label_scan(const Launch& launch, const Tensor& out, const Tensor& zxbcdt, c
     check_scan_weights(kName, "weight", weights, shape, DType::float32);
     check_scan_rows(kName, "out", out, zxbcdt, shape.hidden);
     if constexpr (std::is_same_v<T, device::bf16>) {
-      if (takes_fused<T>(shape)) {
+      if (is_fused_by_label(shape)) {
         return fused_label_forward(launch, elements_of<T>(out), whole_batch(zxbcdt, shape, eps),
                                    make_inputs<T>(zxbcdt, weights, nullptr, labels.as<std::int32_t>(), shape));
       }
@@ -88,7 +83,7 @@ void label_scan_backward(const Launch& launch, const Tensor& dzxbcdt, const Scan
     check_scan_rows(kName, "dout", dout, zxbcdt, shape.hidden);
     const WeightGradients to = make_gradients(gradients, shape);
     if constexpr (std::is_same_v<T, device::bf16>) {
-      if (takes_fused<T>(shape)) {
+      if (is_fused_by_label(shape)) {
         return fused_label_backward(launch, elements_of<T>(dzxbcdt), to, elements_of<T>(dout), whole_batch(zxbcdt, shape, eps),
                                     make_inputs<T>(zxbcdt, weights, nullptr, labels.as<std::int32_t>(), shape));
       }

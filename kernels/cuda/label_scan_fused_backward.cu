@@ -1,5 +1,5 @@
-// The backward pass of scans by labels: label_scan_fused.cu says who works on which tiles, chunk_scan_fused_backward.h what is
-// made of one.
+// The backward pass of scans by labels: label_scan_fused.cu says who works on which tiles, chunk_scan_fused_gradient.h what
+// is made of one.
 #include "kernels/cuda/chunk_scan_fused_gradient.h"
 #include "kernels/cuda/chunk_scan_fused_walk.h"
 #include "kernels/cuda/launch_kernel.h"
@@ -44,19 +44,10 @@ label_scan_backward_kernel(Sizes given, Inputs<bf16> in, const bf16* dout, bf16*
 /// A block owns the rows before one tile of labels, which is not the first one.
 ATTAMBA_KERNEL(kPassThreads, 4)
 label_scan_edges_kernel(Sizes s, Inputs<bf16> in, const float* rests, const float* edges, bf16* dzxbcdt) {
-  const int tile = block_x() + 1, begin = tile * int{kLabelBlock};
-  const std::int64_t slot = static_cast<std::int64_t>(tile) * kEdge * s.channels;
-  for (int i = thread_index(); i < kEdge * s.channels; i += kPassThreads) {
-    const int row = i / s.channels, channel = i % s.channels, t = begin - kEdge + row;
-    float sum = load(rests + slot + i);
-    for (int j = kEdge - row; j <= kEdge && t + j < s.rows; ++j) {  // row t + j lies j + row - kEdge rows into the tile
-      if (same_label(in, t + j, t)) {
-        sum += load(in.conv + channel * kFusedTaps + kFusedTaps - 1 - j) *
-               load(edges + slot + (j + row - kEdge) * s.channels + channel);
-      }
-    }
-    store(dzxbcdt + static_cast<std::int64_t>(t) * s.projection + s.hidden + channel, to_bf16(sum));
-  }
+  const int tile = block_x() + 1;
+  const std::int64_t edge = static_cast<std::int64_t>(tile) * kEdge * s.channels;
+  join_rows(s, in, tile * int{kLabelBlock}, rests + edge, edges + edge, dzxbcdt,
+            [&](int from, int t) { return same_label(in, from, t); });
 }
 
 }  // namespace

@@ -144,13 +144,14 @@ void for_each_cubin(std::span<const std::byte> section, const Body& body) {
       continue;
     }
     const std::size_t begin = at + read<std::uint16_t>(section, at + 6), end = begin + read<std::uint64_t>(section, at + 8);
+    require(end > at && end <= section.size(), "a container of machine code ends early");
     for (std::size_t entry = begin; entry < end;) {
       const std::size_t contents = entry + read<std::uint32_t>(section, entry + 4);
       const std::size_t size = read<std::uint64_t>(section, entry + 8);
+      require(contents > entry && contents <= end && size <= end - contents, "a container of machine code ends early");
       if (read<std::uint16_t>(section, entry) == kMachineCode) {
         require(read<std::uint32_t>(section, entry + 16) == 0,
                 "machine code is compressed, so kernels cannot be checked; nvcc keeps it as it is with --no-compress");
-        require(contents + size <= section.size(), "a container of machine code ends early");
         body(section.subspan(contents, size));
       }
       entry = contents + size;

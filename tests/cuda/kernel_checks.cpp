@@ -154,7 +154,8 @@ LaunchChecks check_launches(const std::vector<CompiledKernel>& kernels, const st
     kept[name] |= room >= promised;
     if (room < 1) {
       checks.complaints.push_back(
-          concat(place(kernel), "launched with ", shared, " bytes of shared memory, which the multiprocessor does not have"));
+          concat(place(kernel), "needs ", shared,
+                 " bytes of shared memory, the system's 1 KiB among them, which a multiprocessor does not have"));
     } else if (room < promised) {
       checks.notes.push_back(concat(place(kernel), "room for ", room, " blocks of ", shared, " bytes of shared memory, of the ",
                                     promised, " for which the launch bounds leave registers"));

@@ -85,9 +85,9 @@ TEST(KernelLaunches, StayWithinTheLaunchBounds) {
   EXPECT_THAT(complaints("scale 1 1 1 256 50177 1\n", {sound()}), ElementsAre(HasSubstr("no architecture has shared memory")));
   EXPECT_THAT(complaints("scale 1 1 1 256 50177 1\n", {sound(), large}), IsEmpty());
   EXPECT_THAT(complaints("scale 1 1 1 256 101376 1\n", {sound(), large}), IsEmpty());
-  EXPECT_THAT(
-      complaints("scale 1 1 1 256 101377 1\n", {sound(), large}),
-      ElementsAre("scale for sm_86: launched with 102401 bytes of shared memory, which the multiprocessor does not have"));
+  EXPECT_THAT(complaints("scale 1 1 1 256 101377 1\n", {sound(), large}),
+              ElementsAre("scale for sm_86: needs 102401 bytes of shared memory, the system's 1 KiB among them, which a "
+                          "multiprocessor does not have"));
   EXPECT_THAT(complaints("scale 1 1 1 288 0 1\n", {sound()}),
               ElementsAre("scale for sm_86: launched with 288 threads, of the launch bounds' 256"));
 }

@@ -77,7 +77,8 @@ Case attention(const Layout& layout, std::int64_t heads, std::int64_t kv_heads, 
 
 // ----------------------------------------------------------------------------------------------------------------- scan
 // float32 arithmetic throughout, except in the fused kernels of bfloat16, whose products take operands rounded to bfloat16:
-// then two roundings of 2^-9 in a row stand between a result and the exact one, and reach the weights' gradients too.
+// then two roundings of 2^-9 in a row stand between a result and the exact one, and reach the weights' gradients too. Those of
+// the heads are a few numbers, sums over all rows of terms of either sign, which may cancel to a fraction of what was rounded.
 Case scan(const Layout& layout, const kernels::ScanShape& widths, bool bias, bool fused, bool large = false,
           bool by_label = false) {
   kernels::ScanShape shape = widths;
@@ -117,17 +118,17 @@ Case scan(const Layout& layout, const kernels::ScanShape& widths, bool bias, boo
           on.chunk_scan_backward(s.launch(on.chunk_scan_backward_workspace(zxbcdt.type, shape, layout.n)), dzxbcdt, gradients,
                                  dout, zxbcdt, weights, table, shape, kEps, layout.n);
         }
-        const double rounded = fused ? 0x1p-7 : 0x1p-8, accumulated = fused ? 0x1p-7 : kSums;
+        const double rounded = fused ? 0x1p-7 : 0x1p-8, accumulated = fused ? 0x1p-7 : kSums, of_heads = fused ? 0x1p-6 : kSums;
         std::vector<Output> outputs{{"out", out, kSums, rounded},
                                     {"dzxbcdt", dzxbcdt, kSums, rounded},
-                                    {"dA_log", gradients.a_log, kSums, accumulated, kBefore},
-                                    {"dD", gradients.d_skip, kSums, accumulated, kBefore},
+                                    {"dA_log", gradients.a_log, kSums, of_heads, kBefore},
+                                    {"dD", gradients.d_skip, kSums, of_heads, kBefore},
                                     {"dnorm", gradients.norm, kSums, accumulated, kBefore}};
         if (shape.conv > 0) {
           outputs.push_back({"dconv", gradients.conv, kSums, accumulated, kBefore});
         }
         if (bias) {
-          outputs.push_back({"ddt_bias", gradients.dt_bias, kSums, accumulated, kBefore});
+          outputs.push_back({"ddt_bias", gradients.dt_bias, kSums, of_heads, kBefore});
         }
         return outputs;
       },
@@ -201,7 +202,8 @@ std::vector<Case> mixer_cases() {
   const kernels::ScanShape small{.hidden = 32, .state = 8, .heads = 4},
       odd{.hidden = 21, .state = 5, .heads = 3, .groups = 3, .conv = 3},
       plain{.hidden = 32, .state = 8, .heads = 2, .groups = 1, .conv = 0}, papers{.hidden = 256, .state = 32, .heads = 8},
-      large{.hidden = 256, .state = 128, .heads = 8}, wide{.hidden = 1024, .state = 32, .heads = 16};
+      large{.hidden = 256, .state = 128, .heads = 8}, wide{.hidden = 1024, .state = 32, .heads = 16},
+      wide_large{.hidden = 512, .state = 128, .heads = 8}, mamba{.hidden = 1024, .state = 128, .heads = 16, .groups = 16};
   return {attention(chunks, 2, 2, 64),
           attention(chunks, 4, 2, 128),
           attention(own, 2, 1, 32),
@@ -227,7 +229,11 @@ std::vector<Case> mixer_cases() {
           scan(long_chunks, wide, false, true),
           scan(paper, papers, false, true, true),
           scan(dense, papers, false, true, true),
+          scan(chunks, wide_large, true, true),
+          scan(causal, mamba, true, true),
           scan(paper, wide, false, true, true),
+          scan(dense, wide, false, true, true),
+          scan(dense, mamba, false, true, true),
           scan(chunks, small, true, false, false, true),
           scan(own, papers, false, true, false, true),
           scan(chunks, large, true, true, false, true),

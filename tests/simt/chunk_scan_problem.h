@@ -283,6 +283,8 @@ inline void expect_same_results(const Result& first, const Result& second) {
   EXPECT_EQ(first.gradients.norm, second.gradients.norm);
 }
 
+constexpr std::int64_t kLongestWalk = 192;  ///< rows of chunks that a block walks alone
+
 constexpr ScanShape kSmall{.hidden = 32, .state = 8, .heads = 4, .groups = 1, .conv = 4};
 constexpr ScanShape kGroups{.hidden = 64, .state = 16, .heads = 4, .groups = 2, .conv = 4};
 constexpr ScanShape kOdd{.hidden = 21, .state = 5, .heads = 3, .groups = 3, .conv = 3};

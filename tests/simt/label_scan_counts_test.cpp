@@ -1,4 +1,4 @@
-// Bytes, matrix instructions and blocks of the CUDA scan by labels.
+// Bytes and matrix instructions of the CUDA scan by labels, and many tiles.
 #include <gtest/gtest.h>
 
 #include <string>
@@ -47,9 +47,9 @@ TEST(LabelScanCounts, KernelsAskForLittleMoreThanInputsOutputsStatesAndWeights) 
   }
 }
 
-/// As of FusedKernelsMultiplyLittleMoreThanTheScanNeeds (chunk_scan_counts_test.cpp), in tiles of ten blocks of pairs. With a
+/// As of FusedKernelsMultiplyWithinTheirBounds (chunk_scan_counts_test.cpp), in tiles of ten blocks of pairs. With a
 /// large state Y is made once more for the norm's sums, backwards twice.
-TEST(LabelScanCounts, KernelsMultiplyLittleMoreThanTheScanNeeds) {
+TEST(LabelScanCounts, KernelsMultiplyWithinTheirBounds) {
   struct Bound {
     ScanShape shape;
     double forward, backward;
@@ -73,8 +73,8 @@ TEST(LabelScanCounts, KernelsMultiplyLittleMoreThanTheScanNeeds) {
   }
 }
 
-/// Some have two tiles then.
-TEST(LabelScanCounts, TilesAreSharedOutToAtMost256Blocks) {
+/// More tiles than 256 blocks have one of.
+TEST(LabelScanCounts, ABlockMayHaveTwoTiles) {
   const Problem p = label_problem({"", kPaper, 1, 256 * kernels::kLabelBlock + 70, 7, 3});
   expect_close(p, run_labels<bfloat16>(p), run_cpu(p), {3 * 0x1p-9, 5 * 0x1p-9, 5 * 0x1p-9});
 }

@@ -8,7 +8,6 @@ namespace attamba::simt {
 namespace {
 
 using namespace chunk_scan;
-namespace cuda = kernels::cuda;
 
 class LabelScanPlain : public testing::TestWithParam<LabelCase> {};
 
@@ -56,7 +55,8 @@ INSTANTIATE_TEST_SUITE_P(
     , LabelScanFused,
     testing::Values(LabelCase{"chunks1", kPaper, 1, 130, 1, 0, true, -5}, LabelCase{"chunks2", kPaper, 2, 97, 2, 1},
                     LabelCase{"chunks7", kPaper, 1, 300, 7, 0, false, -5}, LabelCase{"chunks8", kPaper, 2, 256, 8, 0, true, -5},
-                    LabelCase{"chunks8Fast", kPaper, 1, 200, 8, 5}, LabelCase{"chunks37", kPaper, 1, 150, 37, 0, true, -5},
+                    LabelCase{"chunks8Fast", kPaper, 1, 200, 8, 5}, LabelCase{"chunks8Long", kPaper, 2, 320, 8, 0, true, -5},
+                    LabelCase{"chunks37", kPaper, 1, 150, 37, 0, true, -5},
                     LabelCase{"chunks64", kPaper, 1, 200, 64, 0, true, -5},
                     LabelCase{"chunks100", kPaper, 1, 330, 100, 0, true, -5}, LabelCase{"any", kPaper, 2, 150, 0, 0, true, -5},
                     LabelCase{"anyFast", kPaper, 1, 131, 0}, LabelCase{"lastTileOfTwoRows", kPaper, 1, 66, 1, 0, true, -5},

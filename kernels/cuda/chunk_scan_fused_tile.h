@@ -194,15 +194,12 @@ ATTAMBA_DEVICE void for_loaded_slices(SliceSizes<F>& s, const Inputs<bf16>& in, 
   for (s.slice = 0; s.column() < s.all.hidden; ++s.slice) {
     if constexpr (F::kSliced) {
       load_weights(s, in, shared);
-      device::sync_block();
+      device::sync_block();  // the slice before is read
     }
     convolve_tile(s, in, tile, shared, s.new_channels());
     load_steps(s, in, tile, shared);
     device::sync_block();
     body();
-    if constexpr (F::kSliced) {
-      device::sync_block();
-    }
   }
 }
 

@@ -78,7 +78,9 @@ Case attention(const Layout& layout, std::int64_t heads, std::int64_t kv_heads, 
 // ----------------------------------------------------------------------------------------------------------------- scan
 // float32 arithmetic throughout, except in the fused kernels of bfloat16, whose products take operands rounded to bfloat16:
 // then two roundings of 2^-9 in a row stand between a result and the exact one, and reach the weights' gradients too. Those of
-// the heads are a few numbers, sums over all rows of terms of either sign, which may cancel to a fraction of what was rounded.
+// the heads are eight numbers or so, sums over all rows of terms of either sign, as their errors are: squares of two such
+// vectors' lengths have a ratio like F(8, 8). It is above 2.2^2 times its middle in one of 60 problems, and above 4.5^2 in one
+// of 7,000; in the middle errors are 0.0035.
 Case scan(const Layout& layout, const kernels::ScanShape& widths, bool bias, bool fused, bool large = false,
           bool by_label = false) {
   kernels::ScanShape shape = widths;

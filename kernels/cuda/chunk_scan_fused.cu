@@ -47,19 +47,6 @@ chunk_scan_kernel(Sizes given, Inputs<bf16> in, bf16* out, float* states, bool s
   }
 }
 
-/// Pieces of workspace, from `take(elements)`.
-template <class F>
-struct ForwardMemory {
-  float *states, *kept;
-
-  template <class Take>
-  ForwardMemory(const Sizes& s, bool shared_out, const Take& take) {
-    const std::size_t slots = shared_out ? F::slots(s.rows) : static_cast<std::size_t>(F::blocks(s.rows));
-    states = take(slots * static_cast<std::size_t>(s.state_size()));
-    kept = shared_out ? take(slots * static_cast<std::size_t>(s.heads)) : nullptr;
-  }
-};
-
 }  // namespace
 
 bool is_fused(const ScanShape& shape) {

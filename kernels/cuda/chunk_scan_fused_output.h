@@ -166,4 +166,17 @@ ATTAMBA_DEVICE void write_tile(SliceSizes<F>& s, const Inputs<bf16>& in, const F
   }
 }
 
+/// Pieces of workspace, from `take(elements)`: states, one per block, or, where tiles are shared out, one per slot.
+template <class F>
+struct ForwardMemory {
+  float *states, *kept;
+
+  template <class Take>
+  ForwardMemory(const Sizes& s, bool shared_out, const Take& take) {
+    const std::size_t slots = shared_out ? F::slots(s.rows) : static_cast<std::size_t>(F::blocks(s.rows));
+    states = take(slots * static_cast<std::size_t>(s.state_size()));
+    kept = shared_out ? take(slots * static_cast<std::size_t>(s.heads)) : nullptr;
+  }
+};
+
 }  // namespace attamba::kernels::cuda::scan

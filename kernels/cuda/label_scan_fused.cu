@@ -44,17 +44,6 @@ label_scan_kernel(Sizes given, Inputs<bf16> in, bf16* out, float* states) {
   }
 }
 
-/// Pieces of workspace, from `take(elements)`.
-template <class F>
-struct ForwardMemory {
-  float *states, *kept;
-
-  template <class Take>
-  ForwardMemory(const Sizes& s, const Take& take)
-      : states(take(F::slots(s.rows) * static_cast<std::size_t>(s.state_size()))),
-        kept(take(F::slots(s.rows) * static_cast<std::size_t>(s.heads))) {}
-};
-
 }  // namespace
 
 bool is_fused_by_label(const ScanShape& shape) {
@@ -78,14 +67,14 @@ void pass_label_gradients(const Launch& launch, const Sizes& s, float* gradients
 std::size_t fused_label_workspace(const ScanShape& shape, std::int64_t rows) {
   const Sizes s = make_sizes(shape, 0, rows);
   std::size_t bytes = 0;
-  dispatch_by_label(s, [&]<class F>() { bytes = bytes_of_memory<ForwardMemory<F>>(s); });
+  dispatch_by_label(s, [&]<class F>() { bytes = bytes_of_memory<ForwardMemory<F>>(s, true); });
   return bytes;
 }
 
 void fused_label_forward(const Launch& launch, bf16* out, const Sizes& s, const Inputs<bf16>& in) {
   dispatch_by_label(s, [&]<class F>() {
     ScratchAllocator scratch(launch);
-    const ForwardMemory<F> memory(s, [&](std::size_t count) { return scratch.take<float>(count); });
+    const ForwardMemory<F> memory(s, true, [&](std::size_t count) { return scratch.take<float>(count); });
     label_states(launch, s, in, memory.states, memory.kept);
     const Grid grid{.x = F::blocks(s.rows), .threads = F::kThreads, .shared_bytes = ForwardShared<F>::bytes(SliceSizes<F>(s))};
     launch_kernel("label_scan", label_scan_kernel<F>, launch, grid, s, in, out, memory.states);

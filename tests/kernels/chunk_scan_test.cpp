@@ -96,7 +96,7 @@ Result run_kernels(const Problem& p) {
 }
 
 void check_all_types(const Problem& p) {
-  check_all_types(p, Recurrence(p).run(true), kRun);
+  cpu::check_all_types(p, Recurrence(p).run(true), kRun);
 }
 
 struct Case {

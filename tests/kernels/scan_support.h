@@ -1,4 +1,4 @@
-// What tests of scans share: problems, a reference in float64 that leaves open how rows mix, runs of kernels, comparisons.
+// What tests of the CPU's scans share: a reference in float64 that leaves open how rows mix, runs of kernels, comparisons.
 #pragma once
 
 #include <gtest/gtest.h>
@@ -8,64 +8,13 @@
 #include <cstdlib>
 #include <vector>
 
-#include "kernels/kernels.h"
-#include "src/core/random.h"
+#include "tests/kernels/scan_problem.h"
 
 namespace attamba::kernels::cpu {
-
-using Vector = std::vector<double>;
 
 inline double sigmoid_of(double x) {
   return 1 / (1 + std::exp(-x));
 }
-
-/// Weights of one SSM, or their gradients, in float64.
-struct Weights {
-  Vector conv, a_log, d_skip, dt_bias, norm;
-};
-
-struct Problem {
-  ScanShape shape;
-  std::int64_t n = 0, rows = 0;
-  std::vector<std::int32_t> table;  ///< of rows: chunk starts, or labels
-  Weights weights;
-  Vector zxbcdt, dout;
-  double eps = 1e-5;
-
-  std::int64_t channels() const { return shape.hidden + 2 * shape.groups * shape.state; }
-};
-
-/// Values that bfloat16 represents exactly, so that every compute type gets the same problem.
-inline Vector normals(RandomStream& random, std::int64_t count, double scale, double mean = 0) {
-  Vector values(static_cast<std::size_t>(count));
-  for (double& value : values) {
-    value = static_cast<float>(bfloat16(static_cast<float>(mean + scale * random.normal())));
-  }
-  return values;
-}
-
-inline Problem make_problem(const ScanShape& shape, std::int64_t n, std::vector<std::int32_t> table, bool bias,
-                            std::uint64_t seed) {
-  RandomStream random(seed);
-  Problem p;
-  p.shape = shape;
-  p.n = n;
-  p.rows = static_cast<std::int64_t>(table.size());
-  p.table = std::move(table);
-  p.weights.conv = normals(random, p.channels() * shape.conv, shape.conv > 0 ? 1 / std::sqrt(shape.conv) : 1);
-  p.weights.a_log = normals(random, shape.heads, 1.0, -1.0);
-  p.weights.d_skip = normals(random, shape.heads, 0.1, 1.0);
-  p.weights.dt_bias = bias ? normals(random, shape.heads, 0.5) : Vector();
-  p.weights.norm = normals(random, shape.hidden, 0.1, 1.0);
-  p.zxbcdt = normals(random, p.rows * shape.projection(), 1.0);
-  p.dout = normals(random, p.rows * shape.hidden, 1.0);
-  return p;
-}
-
-struct Result {
-  Vector out, dzxbcdt;
-  Weights gradients;
-};
 
 /// A scan in float64 but for how rows mix, which a derived class says.
 class ScanReference {
@@ -357,16 +306,6 @@ void expect_gradient_of_differences(Problem p, const Result& exact, const Run& r
   check("d_skip", p.weights.d_skip, exact.gradients.d_skip);
   check("dt_bias", p.weights.dt_bias, exact.gradients.dt_bias);
   check("norm", p.weights.norm, exact.gradients.norm);
-}
-
-inline void expect_equal(const Result& a, const Result& b) {
-  EXPECT_EQ(a.out, b.out);
-  EXPECT_EQ(a.dzxbcdt, b.dzxbcdt);
-  EXPECT_EQ(a.gradients.conv, b.gradients.conv);
-  EXPECT_EQ(a.gradients.a_log, b.gradients.a_log);
-  EXPECT_EQ(a.gradients.d_skip, b.gradients.d_skip);
-  EXPECT_EQ(a.gradients.dt_bias, b.gradients.dt_bias);
-  EXPECT_EQ(a.gradients.norm, b.gradients.norm);
 }
 
 /// run<T>(p) of every compute type T against `expected`.

@@ -1,4 +1,4 @@
-// Problems of the scan, what a backend's kernels make of them, and comparisons.
+// Cases of the scan, what a backend's kernels make of them, and comparisons.
 #pragma once
 
 #include <gtest/gtest.h>
@@ -9,30 +9,19 @@
 #include <string>
 #include <vector>
 
-#include "kernels/kernels.h"
-#include "src/core/random.h"
+#include "tests/kernels/scan_problem.h"
 #include "tests/simt/device_memory.h"
 #include "tests/simt/emulator.h"
 
 namespace attamba::simt::chunk_scan {
 
+using kernels::expect_equal;
+using kernels::Problem;
+using kernels::Result;
 using kernels::ScanShape;
 using kernels::ScanWeights;
-using Vector = std::vector<double>;
-
-struct Weights {
-  Vector conv, a_log, d_skip, dt_bias, norm;
-};
-
-struct Problem {
-  ScanShape shape;
-  std::int64_t n = 0, rows = 0;
-  std::vector<std::int32_t> starts;  ///< or labels
-  Weights weights;
-  Vector zxbcdt, dout;
-
-  std::int64_t channels() const { return shape.hidden + 2 * shape.groups * shape.state; }
-};
+using kernels::Vector;
+using kernels::Weights;
 
 /// Starts of rows from chunk lengths that are repeated over each sequence; no lengths: random ones, 15 on average.
 inline std::vector<std::int32_t> make_starts(std::int64_t sequences, std::int64_t n, const std::vector<std::int64_t>& lengths,
@@ -54,33 +43,6 @@ inline std::vector<std::int32_t> make_starts(std::int64_t sequences, std::int64_
     }
   }
   return starts;
-}
-
-/// Values that bfloat16 represents exactly, so that every compute type gets the same problem.
-inline Vector normals(RandomStream& random, std::int64_t count, double scale, double mean = 0) {
-  Vector values(static_cast<std::size_t>(count));
-  for (double& value : values) {
-    value = static_cast<float>(bfloat16(static_cast<float>(mean + scale * random.normal())));
-  }
-  return values;
-}
-
-/// `a_log`: its mean. At -1 a state is gone after some ten tokens, at -5 it outlives hundreds.
-inline Problem make_problem(const ScanShape& shape, std::int64_t n, std::vector<std::int32_t> starts, bool bias, double a_log) {
-  RandomStream random(7);
-  Problem p;
-  p.shape = shape;
-  p.n = n;
-  p.rows = static_cast<std::int64_t>(starts.size());
-  p.starts = std::move(starts);
-  p.weights.conv = normals(random, p.channels() * shape.conv, shape.conv > 0 ? 1 / std::sqrt(shape.conv) : 1);
-  p.weights.a_log = normals(random, shape.heads, 1.0, a_log);
-  p.weights.d_skip = normals(random, shape.heads, 0.1, 1.0);
-  p.weights.dt_bias = bias ? normals(random, shape.heads, 0.5) : Vector();
-  p.weights.norm = normals(random, shape.hidden, 0.1, 1.0);
-  p.zxbcdt = normals(random, p.rows * shape.projection(), 1.0);
-  p.dout = normals(random, p.rows * shape.hidden, 1.0);
-  return p;
 }
 
 template <class T>
@@ -142,11 +104,7 @@ struct WeightBuffers {
   Weights get() const { return {conv.get(), a_log.get(), d_skip.get(), dt_bias.get(), norm.get()}; }
 };
 
-struct Result {
-  Vector out, dzxbcdt;
-  Weights gradients;
-};
-
+constexpr std::uint64_t kSeed = 7;
 constexpr double kBefore = 0.5;  ///< gradients of weights start at this, to see that they are added to
 constexpr double kEps = 1e-5;
 
@@ -156,7 +114,7 @@ Result run(const kernels::Backend& backend, Device device, const Problem& p, boo
   using A = Accumulator<T>;
   const Buffer<T> zxbcdt(p.zxbcdt, {p.rows, p.shape.projection()}), dout(p.dout, {p.rows, p.shape.hidden});
   const Buffer<T> out({p.rows, p.shape.hidden}), dzxbcdt({p.rows, p.shape.projection()});
-  const Buffer<std::int32_t> starts(Vector(p.starts.begin(), p.starts.end()), {p.rows});
+  const Buffer<std::int32_t> starts(Vector(p.table.begin(), p.table.end()), {p.rows});
   const WeightBuffers<A> weights(p.weights, p);
   Weights before = p.weights;
   for (Vector* v : {&before.conv, &before.a_log, &before.d_skip, &before.dt_bias, &before.norm}) {
@@ -211,7 +169,7 @@ inline void PrintTo(const Case& c, std::ostream* out) {
   *out << c.name;
 }
 inline Problem problem_of(const Case& c) {
-  return make_problem(c.shape, c.n, make_starts(c.sequences, c.n, c.lengths, c.first), c.bias, c.a_log);
+  return kernels::make_problem(c.shape, c.n, make_starts(c.sequences, c.n, c.lengths, c.first), c.bias, kSeed, c.a_log);
 }
 constexpr auto kNameOfCase = [](const auto& test) { return test.param.name; };
 
@@ -272,16 +230,6 @@ struct LeastProducts {
     backward = pairs * (3 * scores + 3 * rows) + 6 * crossings * state;
   }
 };
-
-inline void expect_same_results(const Result& first, const Result& second) {
-  EXPECT_EQ(first.out, second.out);
-  EXPECT_EQ(first.dzxbcdt, second.dzxbcdt);
-  EXPECT_EQ(first.gradients.conv, second.gradients.conv);
-  EXPECT_EQ(first.gradients.a_log, second.gradients.a_log);
-  EXPECT_EQ(first.gradients.d_skip, second.gradients.d_skip);
-  EXPECT_EQ(first.gradients.dt_bias, second.gradients.dt_bias);
-  EXPECT_EQ(first.gradients.norm, second.gradients.norm);
-}
 
 constexpr std::int64_t kLongestWalk = 192;  ///< rows of chunks that a block walks alone
 

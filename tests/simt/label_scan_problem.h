@@ -65,7 +65,7 @@ inline Problem label_problem(const LabelCase& c) {
       labels.push_back(static_cast<std::int32_t>(position < c.first ? position : (position - c.first) % c.size));
     }
   }
-  return make_problem(c.shape, c.n, labels, c.bias, c.a_log);
+  return kernels::make_problem(c.shape, c.n, labels, c.bias, kSeed, c.a_log);
 }
 
 }  // namespace attamba::simt::chunk_scan
